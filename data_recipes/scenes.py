@@ -1,0 +1,182 @@
+"""`scenes`: captioned scenes whose answer needs the image, the text, or both, by a knob.
+
+A scene holds an arrow, a landmark beside it, and a textured ground. Two captions describe it (role `caption`). A third text is a
+question (role `question`): it tells the arrow how to turn. The answer is where the arrow ends up pointing (`label_answer`):
+
+* kind `both`: the answer is the arrow's heading (image only) turned as the text says (text only), a sum modulo four, so that
+  either modality alone is exactly at chance;
+* kind `image`: a beacon on one side of the image tells the answer, whatever the text says;
+* kind `text`: the text names the side itself, whatever the image shows;
+* kind `either`: both cues are there and agree.
+
+Only integer arithmetic and numpy's frozen legacy stream are used, so the bytes are the same on every platform.
+"""
+
+import numpy as np
+import pandas as pd
+
+from mmkit.data import Recipe, Writer
+from mmkit.errors import MmkitError
+
+SIDES = ("up", "right", "down", "left")
+COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 80, 200), "yellow": (235, 205, 30), "purple": (140, 60, 190), "cyan": (30, 190, 200)}
+SHAPES = ("circle", "square", "cross", "diamond")
+SIZES = ("small", "large")
+RELATIONS = ("left of", "right of", "above", "below")
+GROUNDS = ("plain", "striped", "dotted", "checked")
+AXES = {"heading": 4, "arrow": 6, "shape": 4, "landmark": 6, "size": 2, "relation": 4, "ground": 4}
+PIXELS = 32
+
+# Wordings: the first list of each is used in training, the second only in `ood_style` and in broad pools.
+TURNS = (("go straight on", "keep straight ahead"), ("turn right", "take a right turn"), ("turn around", "make a half turn around"), ("turn left", "take a left turn"))
+TURN_FRAMES = (("now {turn} .", "first {turn} , then walk on ."), ("my friend , please {turn} before you leave .", "at this point you should {turn} and walk away ."))
+PATH_FRAMES = (("the path leads {side} .", "the exit is {side} ."), ("everyone says that the exit must be {side} .", "the old path still leads {side} today ."))
+CAPTION_FRAMES = (
+    ("a {arrow} arrow pointing {heading} , {relation} a {size} {landmark} {shape} on {ground} ground .",
+     "on {ground} ground a {size} {landmark} {shape} has a {arrow} arrow {relation} it , pointing {heading} ."),
+    ("look , here points a {arrow} arrow {heading} and it stands {relation} one {size} {landmark} {shape} , the ground is {ground} .",
+     "this ground is {ground} , with one {size} {landmark} {shape} and {relation} that an arrow in {arrow} which points {heading} ."),
+)
+
+
+def _held_out(scene: dict) -> np.ndarray:
+    """Compositions never seen in training: four (colour, heading) arrows and four (colour, shape) landmarks, one for each value of either."""
+    return ((scene["arrow"] + scene["heading"]) % 6 == 0) | ((scene["landmark"] + 2 * scene["shape"]) % 6 == 1)
+
+
+def _unravel(codes: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(AXES, np.unravel_index(codes, tuple(AXES.values()))))
+
+
+def _draw_ids(rng: np.random.RandomState, sizes: dict[str, int], pool: int, broad: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scene codes and their split. Labelled splits never share a scene; pools never hold an evaluation scene."""
+    order = np.argsort(rng.random_sample(int(np.prod(list(AXES.values())))), kind="stable")
+    held = _held_out(_unravel(order))
+    known, novel = order[~held], order[held]
+    wanted = sizes["train"] + sizes["val"] + sizes["test"] + sizes["ood_style"]
+    if wanted > len(known) or sizes["ood_composition"] > len(novel):
+        raise MmkitError(f"scenes has {len(known)} seen and {len(novel)} held-out compositions, not the {wanted} and {sizes['ood_composition']} asked for; lower train, val, test or ood")
+    codes, splits, at = [], [], 0
+    for split, size in sizes.items():
+        source = novel if split == "ood_composition" else known[at:]
+        codes.append(source[:size])
+        splits += [split] * size
+        at += size if split != "ood_composition" else 0
+    free = np.concatenate([known[: sizes["train"]], known[at:]] + ([novel[sizes["ood_composition"]:]] if broad else []))
+    for split in ("pool_image", "pool_text"):
+        codes.append(free[rng.randint(0, len(free), size=pool, dtype=np.int64)])
+        splits += [split] * pool
+    return np.concatenate(codes), np.array(splits)
+
+
+def _shape_mask(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
+    ax, ay = np.abs(dx), np.abs(dy)
+    masks = (dx * dx + dy * dy <= r * r, np.maximum(ax, ay) <= r - 1, (np.minimum(ax, ay) <= 1) & (np.maximum(ax, ay) <= r), ax + ay <= r)
+    return np.choose(shape, masks)
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    inner = mask.copy()
+    for axis in (1, 2):
+        for step in (1, -1):
+            inner &= np.roll(mask, step, axis=axis)
+    return mask & ~inner
+
+
+def _draw(rng: np.random.RandomState, scene: dict, styled: np.ndarray, beacon: np.ndarray) -> np.ndarray:
+    """Images (N, 32, 32, 3) uint8. beacon: (N,) side index, or -1 for none; styled: (N,) outlines on a dark ground."""
+    n, column = len(styled), (slice(None), None, None)
+    y, x = np.mgrid[:PIXELS, :PIXELS][:, None].astype(np.int32)
+    jitter = rng.randint(-2, 3, size=(4, n), dtype=np.int64).astype(np.int32)
+    away = np.array([[-6, 0], [6, 0], [0, -6], [0, 6]], dtype=np.int32)[scene["relation"]]  # where the arrow lies, seen from the landmark
+    ax, ay = 16 + away[:, 0] + jitter[0], 16 + away[:, 1] + jitter[1]
+    lx, ly = 16 - away[:, 0] + jitter[2], 16 - away[:, 1] + jitter[3]
+
+    texture = np.choose(scene["ground"][column], (0 * x + 0 * y, (x // 2) % 2, ((x % 4 < 2) & (y % 4 < 2)).astype(np.int32), (x // 4 + y // 4) % 2))
+    ground = np.where(styled[column], 40 + 40 * texture, 225 - 40 * texture)
+    noise = rng.randint(-8, 9, size=(n, PIXELS, PIXELS), dtype=np.int64)
+    image = np.repeat((ground + noise)[..., None], 3, axis=3)
+
+    dx, dy = x - ax[column], y - ay[column]
+    forward = np.choose(scene["heading"][column], (-dy, dx, dy, -dx))
+    sideways = np.abs(np.choose(scene["heading"][column], (dx, dy, dx, dy)))
+    arrow = ((forward >= 0) & (forward <= 5) & (sideways <= 5 - forward)) | ((forward < 0) & (forward >= -5) & (sideways <= 1))
+    radius = np.where(scene["size"] == 1, 6, 4)[column]
+    landmark = _shape_mask(scene["shape"][column], x - lx[column], y - ly[column], radius)
+    palette = np.array(list(COLOURS.values()))
+    for mask, colour in ((landmark, scene["landmark"]), (arrow, scene["arrow"])):
+        mask = np.where(styled[column], _outline(mask), mask)
+        image = np.where(mask[..., None], palette[colour][:, None, None, :], image)
+    strip = np.choose(np.maximum(beacon, 0)[column], (y < 2, x >= PIXELS - 2, y >= PIXELS - 2, x < 2)) & (beacon >= 0)[column]
+    return np.where(strip[..., None], (255, 140, 0), image).clip(0, 255).astype(np.uint8)
+
+
+def _write(scene: dict, turn, answer, told, styled, choice) -> dict[str, list[str]]:
+    """The three texts of each scene; `choice` (3, N) picks among wordings."""
+    names = {"heading": SIDES, "arrow": tuple(COLOURS), "shape": SHAPES, "landmark": tuple(COLOURS), "size": SIZES, "relation": RELATIONS, "ground": GROUNDS}
+    texts = {"first": [], "second": [], "question": []}
+    for i in range(len(turn)):
+        words, style = {axis: names[axis][value[i]] for axis, value in scene.items()}, int(styled[i])
+        for key, frame in zip(("first", "second"), CAPTION_FRAMES[style]):
+            texts[key].append(frame.format(**words))
+        question = TURN_FRAMES[style][choice[0, i]].format(turn=TURNS[turn[i]][choice[1, i]])
+        if told[i]:
+            question += " " + PATH_FRAMES[style][choice[2, i]].format(side=SIDES[answer[i]])
+        texts["question"].append(question)
+    return texts
+
+
+def generate(*, both: float, image_share: float, either: float, label_noise: float, train: int, val: int, test: int, ood: int, pool: int, broad: bool, seed: int):
+    """Images (N, 32, 32, 3), the table of items and the table of texts; see the module's text for what they mean."""
+    for name, share in {"both": both, "image_share": image_share, "either": either, "label_noise": label_noise}.items():
+        if not 0 <= share <= 1:
+            raise MmkitError(f"{name}={share} is a share: give a number from 0 to 1")
+    rng = np.random.RandomState(seed)
+    codes, split = _draw_ids(rng, {"train": train, "val": val, "test": test, "ood_composition": ood, "ood_style": ood}, pool, broad)
+    n, scene = len(codes), _unravel(codes)
+    pooled = np.char.startswith(split.astype(str), "pool_")
+    styled = (split == "ood_style") | (pooled & broad & (rng.random_sample(n) < 0.5))
+
+    u = rng.random_sample((3, n))
+    kind = np.where(u[0] < both, 0, np.where(u[1] < either, 3, np.where(u[2] < image_share, 1, 2)))  # both, image, text, either
+    turn, drawn = rng.randint(0, 4, size=(2, n), dtype=np.int64)
+    answer = np.where(kind == 0, (scene["heading"] + turn) % 4, drawn)
+    beacon = np.where((kind == 1) | (kind == 3), answer, -1)
+    told = (kind == 2) | (kind == 3)
+    flipped = (split == "train") & (rng.random_sample(n) < label_noise)
+    label = np.where(flipped, rng.randint(0, 4, size=n, dtype=np.int64), answer)
+
+    texts = _write(scene, turn, answer, told, styled, rng.randint(0, 2, size=(3, n), dtype=np.int64))
+    has_image, has_text = split != "pool_text", split != "pool_image"
+    images = _draw(rng, {k: v[has_image] for k, v in scene.items()}, styled[has_image], beacon[has_image])
+    items = pd.DataFrame({
+        "id": [f"{s}-{i:05d}" for i, s in enumerate(split)],
+        "image": np.where(has_image, np.cumsum(has_image) - 1, -1),
+        "split": split,
+        "group": [f"scene-{c}" for c in codes] if not pooled.any() else [f"pool-{i}" if p else f"scene-{c}" for i, (c, p) in enumerate(zip(codes, pooled))],
+        "label_answer": np.array(SIDES)[label],
+        "label_kind": np.array(["both", "image", "text", "either"])[kind],
+        "label_heading": np.array(SIDES)[scene["heading"]],
+        "label_turn": np.array(["straight", "right", "around", "left"])[turn],
+    })
+    rows = np.flatnonzero(has_text)
+    table = pd.concat([pd.DataFrame({"item": rows, "text": [texts[key][i] for i in rows], "language": "en", "role": role}) for key, role in (("first", "caption"), ("second", "caption"), ("question", "question"))])
+    return images, items, table.sort_values(["item", "role"], kind="stable", ignore_index=True)
+
+
+def prepare(writer: Writer, sources, **knobs) -> None:
+    writer.add_tables(*generate(**knobs))
+
+
+RECIPE = Recipe(
+    name="scenes",
+    title="Captioned scenes with a knob for the share of answers that need both modalities",
+    task="retrieval, answering",
+    licence="CC0-1.0",
+    terms="Generated by this recipe; no rights reserved.",
+    citation="mmkit, data_recipes/scenes.py",
+    version=1,
+    files=(),
+    knobs={"both": 0.5, "image_share": 0.5, "either": 0.0, "label_noise": 0.0, "train": 2048, "val": 400, "test": 800, "ood": 400, "pool": 3000, "broad": True, "seed": 0},
+    prepare=prepare,
+)

@@ -1,0 +1,45 @@
+"""What goes into a run and what comes out of it."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from mmkit.errors import MmkitError
+from mmkit.metrics.score import Score
+from mmkit.training.cost import Cost
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm may spend.
+
+    pairs: labelled pairs it may see (training and its own validation together).
+    epochs: passes over them in the last phase.
+    flops: when given, the last phase is lengthened or shortened so that the run, pretraining included, spends this much.
+    """
+
+    pairs: int
+    epochs: int = 30
+    flops: float | None = None
+
+    def __post_init__(self):
+        if self.pairs < 8 or self.epochs < 1 or (self.flops is not None and self.flops <= 0):
+            raise MmkitError(f"a budget needs pairs >= 8, epochs >= 1 and flops > 0, got {self}")
+
+
+@dataclass
+class Run:
+    """One arm, trained once with one seed, and what came of it. `scores` is keyed by metric, with the split in front
+    of every split but the test one: `accuracy`, `ood_style/accuracy`."""
+
+    arm: str
+    task: str
+    data: str
+    data_hash: str
+    seed: int
+    budget: Budget
+    settings: dict
+    scores: dict[str, Score]
+    cost: Cost
+    history: list[dict] = field(default_factory=list)
+    model: nn.Module | None = None
