@@ -75,40 +75,31 @@ def _shape_mask(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, r: np.ndarray
     return np.choose(shape, masks)
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
-    inner = mask.copy()
-    for axis in (1, 2):
-        for step in (1, -1):
-            inner &= np.roll(mask, step, axis=axis)
-    return mask & ~inner
-
-
 def _draw(rng: np.random.RandomState, scene: dict, styled: np.ndarray, beacon: np.ndarray) -> np.ndarray:
-    """Images (N, 32, 32, 3) uint8. beacon: (N,) side index, or -1 for none; styled: (N,) outlines on a dark ground."""
+    """Images (N, 32, 32, 3) uint8. beacon: (N,) side index, or -1 for none; styled: (N,) a dark, noisy ground."""
     n, column = len(styled), (slice(None), None, None)
     y, x = np.mgrid[:PIXELS, :PIXELS][:, None].astype(np.int32)
-    jitter = rng.randint(-2, 3, size=(4, n), dtype=np.int64).astype(np.int32)
-    away = np.array([[-6, 0], [6, 0], [0, -6], [0, 6]], dtype=np.int32)[scene["relation"]]  # where the arrow lies, seen from the landmark
-    ax, ay = 16 + away[:, 0] + jitter[0], 16 + away[:, 1] + jitter[1]
-    lx, ly = 16 - away[:, 0] + jitter[2], 16 - away[:, 1] + jitter[3]
+    jitter = rng.randint(-1, 2, size=(4, n), dtype=np.int64).astype(np.int32)
+    away = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.int32)[scene["relation"]]  # where the arrow lies, seen from the landmark
+    ax, ay = 16 + jitter[0], 16 + jitter[1]
+    lx, ly = 16 - 11 * away[:, 0] + jitter[2], 16 - 11 * away[:, 1] + jitter[3]
 
     texture = np.choose(scene["ground"][column], (0 * x + 0 * y, (x // 2) % 2, ((x % 4 < 2) & (y % 4 < 2)).astype(np.int32), (x // 4 + y // 4) % 2))
-    ground = np.where(styled[column], 40 + 40 * texture, 225 - 40 * texture)
-    noise = rng.randint(-8, 9, size=(n, PIXELS, PIXELS), dtype=np.int64)
-    image = np.repeat((ground + noise)[..., None], 3, axis=3)
+    ground = np.where(styled[column], 140, 225) - 40 * texture
+    noise = rng.randint(-8, 9, size=(n, PIXELS, PIXELS), dtype=np.int64) * np.where(styled, 3, 1)[column]
+    image = np.repeat((ground + noise).astype(np.int16)[..., None], 3, axis=3)
 
     dx, dy = x - ax[column], y - ay[column]
     forward = np.choose(scene["heading"][column], (-dy, dx, dy, -dx))
     sideways = np.abs(np.choose(scene["heading"][column], (dx, dy, dx, dy)))
     arrow = ((forward >= 0) & (forward <= 5) & (sideways <= 5 - forward)) | ((forward < 0) & (forward >= -5) & (sideways <= 1))
-    radius = np.where(scene["size"] == 1, 6, 4)[column]
+    radius = np.where(scene["size"] == 1, 4, 2)[column]
     landmark = _shape_mask(scene["shape"][column], x - lx[column], y - ly[column], radius)
-    palette = np.array(list(COLOURS.values()))
+    palette = np.array(list(COLOURS.values()), dtype=np.int16)
     for mask, colour in ((landmark, scene["landmark"]), (arrow, scene["arrow"])):
-        mask = np.where(styled[column], _outline(mask), mask)
         image = np.where(mask[..., None], palette[colour][:, None, None, :], image)
     strip = np.choose(np.maximum(beacon, 0)[column], (y < 2, x >= PIXELS - 2, y >= PIXELS - 2, x < 2)) & (beacon >= 0)[column]
-    return np.where(strip[..., None], (255, 140, 0), image).clip(0, 255).astype(np.uint8)
+    return np.where(strip[..., None], np.array((255, 140, 0), dtype=np.int16), image).clip(0, 255).astype(np.uint8)
 
 
 def _write(scene: dict, turn, answer, told, styled, choice) -> dict[str, list[str]]:
@@ -126,46 +117,63 @@ def _write(scene: dict, turn, answer, told, styled, choice) -> dict[str, list[st
     return texts
 
 
-def generate(*, both: float, image_share: float, either: float, label_noise: float, train: int, val: int, test: int, ood: int, pool: int, broad: bool, seed: int):
-    """Images (N, 32, 32, 3), the table of items and the table of texts; see the module's text for what they mean."""
-    for name, share in {"both": both, "image_share": image_share, "either": either, "label_noise": label_noise}.items():
-        if not 0 <= share <= 1:
-            raise MmkitError(f"{name}={share} is a share: give a number from 0 to 1")
-    rng = np.random.RandomState(seed)
-    codes, split = _draw_ids(rng, {"train": train, "val": val, "test": test, "ood_composition": ood, "ood_style": ood}, pool, broad)
+def _part(rng: np.random.RandomState, codes: np.ndarray, split: np.ndarray, styled: np.ndarray, *, both: float, image_share: float, either: float):
+    """Images, items and texts of some scenes, with the given mix of kinds."""
     n, scene = len(codes), _unravel(codes)
-    pooled = np.char.startswith(split.astype(str), "pool_")
-    styled = (split == "ood_style") | (pooled & broad & (rng.random_sample(n) < 0.5))
-
     u = rng.random_sample((3, n))
-    kind = np.where(u[0] < both, 0, np.where(u[1] < either, 3, np.where(u[2] < image_share, 1, 2)))  # both, image, text, either
+    kind = np.where(u[0] < both, 0, np.where(u[1] < either, 3, np.where(u[2] < image_share, 1, 2)))
     turn, drawn = rng.randint(0, 4, size=(2, n), dtype=np.int64)
     answer = np.where(kind == 0, (scene["heading"] + turn) % 4, drawn)
     beacon = np.where((kind == 1) | (kind == 3), answer, -1)
-    told = (kind == 2) | (kind == 3)
-    flipped = (split == "train") & (rng.random_sample(n) < label_noise)
-    label = np.where(flipped, rng.randint(0, 4, size=n, dtype=np.int64), answer)
-
-    texts = _write(scene, turn, answer, told, styled, rng.randint(0, 2, size=(3, n), dtype=np.int64))
-    has_image, has_text = split != "pool_text", split != "pool_image"
-    images = _draw(rng, {k: v[has_image] for k, v in scene.items()}, styled[has_image], beacon[has_image])
+    texts = _write(scene, turn, answer, (kind == 2) | (kind == 3), styled, rng.randint(0, 2, size=(3, n), dtype=np.int64))
+    images = _draw(rng, scene, styled, beacon)
     items = pd.DataFrame({
-        "id": [f"{s}-{i:05d}" for i, s in enumerate(split)],
-        "image": np.where(has_image, np.cumsum(has_image) - 1, -1),
         "split": split,
-        "group": [f"scene-{c}" for c in codes] if not pooled.any() else [f"pool-{i}" if p else f"scene-{c}" for i, (c, p) in enumerate(zip(codes, pooled))],
-        "label_answer": np.array(SIDES)[label],
+        "group": [f"scene-{code}" for code in codes],
+        "label_answer": np.array(SIDES)[answer],
         "label_kind": np.array(["both", "image", "text", "either"])[kind],
         "label_heading": np.array(SIDES)[scene["heading"]],
         "label_turn": np.array(["straight", "right", "around", "left"])[turn],
     })
-    rows = np.flatnonzero(has_text)
-    table = pd.concat([pd.DataFrame({"item": rows, "text": [texts[key][i] for i in rows], "language": "en", "role": role}) for key, role in (("first", "caption"), ("second", "caption"), ("question", "question"))])
-    return images, items, table.sort_values(["item", "role"], kind="stable", ignore_index=True)
+    return images, items, pd.DataFrame(texts)
+
+
+def generate(*, both: float, image_share: float, either: float, label_noise: float, train: int, val: int, test: int, ood: int, pool: int, broad: bool, seed: int):
+    """Images (N, 32, 32, 3), the table of items and the table of texts; see the module's text for what they mean.
+
+    Pools keep the default mix of kinds whatever the knobs say, and a stream of their own, so that one pretraining serves every setting."""
+    for name, share in {"both": both, "image_share": image_share, "either": either, "label_noise": label_noise}.items():
+        if not 0 <= share <= 1:
+            raise MmkitError(f"{name}={share} is a share: give a number from 0 to 1")
+    sizes = {"train": train, "val": val, "test": test, "ood_composition": ood, "ood_style": ood}
+    codes, split = _draw_ids(np.random.RandomState(seed), sizes, pool, broad)
+    labelled = sum(sizes.values())
+    rng = np.random.RandomState(seed + 1)
+    images, items, texts = _part(rng, codes[:labelled], split[:labelled], split[:labelled] == "ood_style", both=both, image_share=image_share, either=either)
+    flipped = (items["split"] == "train") & (rng.random_sample(labelled) < label_noise)
+    items["label_answer"] = np.where(flipped, np.array(SIDES)[rng.randint(0, 4, size=labelled, dtype=np.int64)], items["label_answer"])
+
+    rng = np.random.RandomState(seed + 2)
+    styled = broad & (rng.random_sample(2 * pool) < 0.5)
+    pooled = _part(rng, codes[labelled:], split[labelled:], styled, both=0.5, image_share=0.5, either=0.0)
+    pooled[1]["group"] = [f"pool-{i}" for i in range(2 * pool)]
+
+    items, texts = (pd.concat(pair, ignore_index=True) for pair in ((items, pooled[1]), (texts, pooled[2])))
+    has_image, has_text = items["split"] != "pool_text", items["split"] != "pool_image"
+    images = np.concatenate([images, pooled[0]])[has_image]
+    items.insert(0, "id", [f"{s}-{i:05d}" for i, s in enumerate(items["split"])])
+    items.insert(1, "image", np.where(has_image, np.cumsum(has_image) - 1, -1))
+    table = texts[has_text].melt(ignore_index=False, value_name="text", var_name="role").rename_axis("item").reset_index()
+    table["role"] = table["role"].replace({"first": "caption", "second": "caption"})
+    table["language"] = "en"
+    return images, items, table[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True)
 
 
 def prepare(writer: Writer, sources, **knobs) -> None:
-    writer.add_tables(*generate(**knobs))
+    images, items, texts = generate(**knobs)
+    writer.images(images)
+    writer.items(items)
+    writer.texts(texts)
 
 
 RECIPE = Recipe(

@@ -1,0 +1,186 @@
+"""The command line: each command a thin call. An error of use is one line on standard error and exit code 2."""
+
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmkit.errors import MmkitError
+
+# Everything but typer is imported inside the commands, so that `mmkit --help` answers at once.
+app = typer.Typer(help="A teaching and reproduction kit for multimodal AI.", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+data = typer.Typer(help="List, prepare, add and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+notebook = typer.Typer(help="Check and refresh notebooks (for authors).", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+app.add_typer(notebook, name="notebook")
+
+Name = Annotated[str, typer.Argument(help="Name of a data set.")]
+File = Annotated[str, typer.Argument(help="A notebook: its number, name or path.")]
+Pairs = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter of the notebook; may be repeated.")]
+Knobs = Annotated[list[str], typer.Argument(metavar="[KNOB=VALUE]...", help="Knobs of the recipe that differ from their defaults.")]
+Plan = Annotated[str, typer.Argument(help="Name of a plan in notebooks/plans/.")]
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """`["a=1", "b=x=y"]` -> `{"a": "1", "b": "x=y"}`. Raises MmkitError."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise MmkitError(f"{text!r} is not NAME=VALUE: write for example -p data=scenes")
+        pairs[name.strip()] = value
+    return pairs
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what is on this machine and whether the kit can run; paste it into bug reports."""
+    from mmkit import doctor as doctor_
+
+    rows = doctor_.diagnose()
+    typer.echo(doctor_.as_json(rows) if json else doctor_.table(rows))
+    raise typer.Exit(any(row.state == "broken" for row in rows))
+
+
+@app.command()
+def run(
+    notebook: File,
+    parameter: Pairs = [],
+    profile: Annotated[str, typer.Option(help="smoke (seconds), lab (the defaults) or full (real data).")] = "lab",
+    out: Annotated[Path | None, typer.Option(help="Where the executed notebook goes; runs/interactive/ by default.")] = None,
+) -> None:
+    """Run one notebook with other parameters and keep the result."""
+    from mmkit import notebooks
+    from mmkit.repro import paths
+
+    path = notebooks.resolve(notebook)
+    values = notebooks.checked(path, _pairs(parameter), profile)
+    out = out or paths.runs() / "interactive" / f"{path.stem}-{profile}-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
+    start = datetime.now()
+    notebooks.execute(path, out, values, profile=profile, progress=sys.stderr.isatty())
+    typer.echo(f"{path.stem} ({profile}) ran in {(datetime.now() - start).total_seconds():.0f} s, peak {notebooks.peak_gigabytes():.1f} GB")
+    typer.echo(f"the executed notebook: {out}")
+
+
+@app.command()
+def reproduce(
+    plan: Plan = "head_to_head",
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")] = False,
+) -> None:
+    """Run a plan and write its report; runs that are finished are not run again. Exit code 1 when runs failed."""
+    from mmkit.repro import report
+
+    raise typer.Exit(report.reproduce(plan, workers=workers, dry_run=dry_run))
+
+
+@app.command("report")
+def report_(
+    plan: Plan = "head_to_head",
+    out: Annotated[Path | None, typer.Option(help="Where the HTML file goes; runs/PLAN/report.html by default.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Also copy the compact records to notebooks/records/.")] = False,
+) -> None:
+    """Write the report of the runs there are: claims, intervals, costs, environment."""
+    from mmkit.repro import report
+
+    typer.echo(f"the report: {report.export(plan, out=out, publish=publish)}")
+
+
+@app.command()
+def lab() -> None:
+    """Open JupyterLab on the notebooks."""
+    from mmkit import notebooks
+
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab"], cwd=notebooks.folder()).returncode)
+
+
+@data.command("list")
+def data_list() -> None:
+    """What can be loaded and what is prepared."""
+    from mmkit.data import commands
+
+    commands.list_()
+
+
+@data.command("prepare")
+def data_prepare(name: Name, knobs: Knobs = [], force: Annotated[bool, typer.Option("--force", help="Make it again.")] = False) -> None:
+    """Generate or download a data set and bring it into the prepared form."""
+    from mmkit.data import commands
+
+    commands.prepare(name, knobs, force=force)
+
+
+@data.command("add")
+def data_add(
+    name: Name,
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    table: Annotated[Path, typer.Option(help="CSV, TSV or JSONL with image, caption and, if you like, label, group, split, language.")],
+    size: Annotated[int, typer.Option(help="Images become SIZE x SIZE pixels.")] = 160,
+    column: Annotated[list[str], typer.Option(metavar="FIELD=COLUMN", help="Your table's own name for a column, for example caption=report.")] = [],
+    allow_unpaired: Annotated[bool, typer.Option("--allow-unpaired", help="Images without caption and captions without image become pools.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only, write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace your set of this name.")] = False,
+    title: Annotated[str, typer.Option(help="For the card.")] = "",
+    licence: Annotated[str, typer.Option(help="For the card.")] = "not stated",
+) -> None:
+    """Make a data set of your own images and captions."""
+    from mmkit.data import commands
+
+    commands.add(
+        name, images=images, table=table, columns=column, size=size, allow_unpaired=allow_unpaired, dry_run=dry_run, force=force, title=title, licence=licence
+    )
+
+
+@data.command("check")
+def data_check(name: Annotated[str | None, typer.Argument(help="Name of a data set; all of them by default.")] = None, knobs: Knobs = []) -> None:
+    """Compare prepared sets with the hashes on their cards."""
+    from mmkit.data import commands
+
+    commands.check(name, knobs)
+
+
+@data.command("card")
+def data_card(name: Name, knobs: Knobs = []) -> None:
+    """Print where a set comes from, its terms, sizes and hashes."""
+    from mmkit.data import commands
+
+    commands.card(name, knobs)
+
+
+@notebook.command("check")
+def notebook_check(files: Annotated[list[str], typer.Argument(help="Notebooks by number, name or path.")]) -> None:
+    """Check notebooks against the contract; exit code 1 when one breaks it."""
+    from mmkit import notebooks
+    from mmkit.teach import contract
+
+    breaches = [breach for file in files for breach in contract.check(notebooks.resolve(file))]
+    for breach in breaches:
+        typer.echo(breach)
+    if not breaches:
+        typer.echo(f"{len(files)} of {len(files)} notebooks keep the contract")
+    raise typer.Exit(bool(breaches))
+
+
+@notebook.command("refresh")
+def notebook_refresh(file: File) -> None:
+    """Run a notebook with its defaults and write its outputs in place."""
+    from mmkit import notebooks
+    from mmkit.teach import refresh
+
+    path = notebooks.resolve(file)
+    typer.echo(f"{path.name}: {refresh.refresh(path)}")
+
+
+def main() -> None:
+    try:
+        app()
+    except MmkitError as error:
+        print(f"mmkit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""`PairedDataset`: images, texts, labels, groups and splits of a prepared set.
+
+Shapes: N items, B rows asked for, H and W the image's height and width. A *row* is a position in `items`.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mmkit.data.prepared import open_set, read_tables
+from mmkit.data.recipe import Knob, Recipe
+from mmkit.data.writer import ITEM_COLUMNS
+from mmkit.errors import MmkitError, unknown
+
+
+class PairedDataset:
+    """A prepared set, opened. Images stay on the disk, memory-mapped, until `pixels` asks for them.
+
+    images: (M, H, W, 3) uint8. items: table of id, image (a row of images, -1 for none), split, group and labels.
+    texts: table of item (a row of items), text, language and role. content: the hash that identifies the set everywhere.
+    """
+
+    def __init__(self, root: Path, card: dict):
+        self.root, self.card = root, card
+        self.name: str = card["name"]
+        self.content: str = card["content"]
+        self.images, self.items, self.texts = read_tables(root, card)
+        self._memo: dict = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
+        return f"PairedDataset({self.root.name!r}: {len(self.images):,} images {self.images.shape[1]}x{self.images.shape[2]}, {len(self.texts):,} texts; {sizes}; content {self.content[:8]})"
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The number of items of each split."""
+        return self.card["splits"]
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns of `items` that are labels."""
+        return [name for name in self.items if name not in ITEM_COLUMNS]
+
+    def rows(self, split: str) -> np.ndarray:
+        """The rows of a split, (B,) int64. Raises MmkitError for a split that does not exist or is empty."""
+        if split not in self.splits:
+            raise unknown(f"split of {self.name!r}", split, self.splits)
+        rows = np.flatnonzero((self.items["split"] == split).to_numpy())
+        if not len(rows):
+            raise MmkitError(f"split {split!r} of {self.name!r} is empty: there are {self.splits}")
+        return rows
+
+    def pixels(self, rows) -> torch.Tensor:
+        """The images of some rows, (B, 3, H, W) uint8, channels-last in memory. Raises MmkitError for an item without one."""
+        images = self._image_rows[self._valid(rows)]
+        if (images < 0).any():
+            raise MmkitError(f"item {self._id(rows, images < 0)!r} of {self.name!r} has no image: leave the rows of pool_text out")
+        return torch.from_numpy(self.images[images]).permute(0, 3, 1, 2)
+
+    def texts_of(self, rows, *, role: str = "caption", language: str = "en") -> tuple[list[str], np.ndarray]:
+        """All texts of some rows, and their owners: (T,) int64 positions in `rows`, ascending."""
+        rows = self._valid(rows)
+        texts, start = self._texts_by_item(role, language)
+        count = start[rows + 1] - start[rows]
+        owner = np.repeat(np.arange(len(rows)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        return texts[start[rows][owner] + within].tolist(), owner
+
+    def labels(self, rows, column: str) -> torch.Tensor:
+        """Labels of some rows, (B,) int64: whole numbers as they are, texts as their position in `classes`; -1 is unknown."""
+        return torch.from_numpy(self._codes(column)[0][self._valid(rows)])
+
+    def classes(self, column: str) -> list[str] | list[int]:
+        """The names of a label's classes, in the order of its numbers."""
+        return self._codes(column)[1]
+
+    def clusters(self, rows) -> np.ndarray:
+        """Which rows belong together (one photo, one patient), (B,) int64 codes of `group`; what an interval resamples."""
+        return self._group_codes[self._valid(rows)]
+
+    @cached_property
+    def _image_rows(self) -> np.ndarray:
+        return self.items["image"].to_numpy()
+
+    @cached_property
+    def _group_codes(self) -> np.ndarray:
+        return pd.factorize(self.items["group"])[0].astype(np.int64)
+
+    def _texts_by_item(self, role: str, language: str) -> tuple[np.ndarray, np.ndarray]:
+        """Texts of one kind in the order of their items, and where each item's begin, (N + 1,)."""
+        if (role, language) not in self._memo:
+            for column, value in (("role", role), ("language", language)):
+                if value not in self.texts[column].unique():
+                    raise unknown(f"text {column} of {self.name!r}", value, self.texts[column].unique())
+            kind = self.texts[(self.texts["role"] == role) & (self.texts["language"] == language)]
+            kind = kind.sort_values("item", kind="stable")
+            start = np.searchsorted(kind["item"].to_numpy(), np.arange(len(self) + 1))
+            self._memo[role, language] = kind["text"].to_numpy(dtype=object), start
+        return self._memo[role, language]
+
+    def _codes(self, column: str) -> tuple[np.ndarray, list]:
+        if column not in self.label_columns:
+            raise unknown(f"label of {self.name!r}", column, self.label_columns)
+        if column not in self._memo:
+            values = self.items[column]
+            if pd.api.types.is_integer_dtype(values):
+                self._memo[column] = values.to_numpy(), list(range(int(values.max()) + 1))
+            else:
+                classes = sorted(set(values) - {""})
+                self._memo[column] = values.map({name: code for code, name in enumerate(classes)}).fillna(-1).to_numpy(dtype=np.int64), classes
+        return self._memo[column]
+
+    def _valid(self, rows) -> np.ndarray:
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (len(rows) and not np.issubdtype(rows.dtype, np.integer)):
+            raise MmkitError(f"rows must be a list of whole numbers, got {rows.dtype} of shape {rows.shape}: for example the result of rows('train')")
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise MmkitError(f"rows {rows.min()} to {rows.max()} reach beyond the {len(self)} items of {self.name!r}")
+        return rows.astype(np.int64)
+
+    def _id(self, rows, where: np.ndarray) -> str:
+        return self.items["id"].iloc[np.asarray(rows)[where][0]]
+
+
+def load(name: str | Recipe, **knobs: Knob) -> PairedDataset:
+    """A data set by its name: a recipe's, prepared on first use, or one of your own, added before.
+
+    knobs: what the recipe lets you vary. Raises MmkitError for an unknown name or knob, or a knob of the wrong type.
+    """
+    return PairedDataset(*open_set(name, **knobs))

@@ -1,0 +1,86 @@
+"""Where data lives, and writing there so that a killed machine leaves either the old file or the new one."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from mmkit.errors import MmkitError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def data_root() -> Path:
+    """`$MMKIT_DATA`, or the user's cache folder."""
+    named = os.environ.get("MMKIT_DATA")
+    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("mmkit", appauthor=False) / "data"
+
+
+def readable(size: float) -> str:
+    """A size in bytes as people write it: `617.4 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says about an unwritable or full disk into an error that names the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise MmkitError(
+                f"the disk of {folder} is full: free some space, or point MMKIT_DATA at another disk; what was downloaded is kept and goes on from there"
+            ) from error
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+            raise MmkitError(f"cannot write in {folder} ({error.strerror}): point MMKIT_DATA at a folder you can write") from error
+        raise
+
+
+def require_space(folder: Path, need: int, purpose: str) -> None:
+    """Refuse before the work what would fill the disk in the middle of it."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise MmkitError(f"{purpose} needs {readable(need)} but {folder} has {readable(free)} free: free some space, or point MMKIT_DATA at another disk")
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows has no handle for a folder
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target` to write to; it takes the name, synced, only when the block ends well."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        sync(part)
+        os.replace(part, target)
+        sync(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def file_hash(path: Path, algorithm: str = "sha256") -> str:
+    """The hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,0 +1,184 @@
+"""`mmkit doctor`: is this machine able to run the kit, and what is on it. One table to paste into a bug report.
+
+No row shows an absolute path or a user's name.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from mmkit.errors import MmkitError
+
+GIGABYTE = 1e9
+SHOWN = ("torch", "torchvision", "transformers", "timm", "papermill", "jupyterlab")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding. state: `ok`, `note` (worth knowing, nothing fails) or `broken` (something needed does not work)."""
+
+    name: str
+    state: str
+    finding: str
+    remedy: str = ""
+
+
+def diagnose() -> list[Row]:
+    """Every finding, in the order of the table. A check that itself fails is a broken row, never a traceback."""
+    rows = []
+    checks: tuple[Callable[[], Iterator[Row]], ...] = (_machine, _packages, _torch, _weights, _folders, _kernel, _source)
+    for check in checks:
+        try:
+            rows += check()
+        except Exception as error:  # the doctor reports on broken machines: any failure of a check is a finding
+            rows.append(Row(check.__name__.strip("_"), "broken", f"the check failed: {type(error).__name__}: {error}", "paste this table into a bug report"))
+    return [replace(row, finding=_private(row.finding)) for row in rows]
+
+
+def _private(text: str) -> str:
+    """Without the user's folders."""
+    for path, name in ((sys.prefix, "<environment>"), (str(Path(__file__).resolve().parents[1]), "<clone>"), (str(Path.home()), "~")):
+        text = text.replace(path, name)
+    return text
+
+
+def table(rows: list[Row]) -> str:
+    """The findings as text of fixed width."""
+    width = max(len(row.name) for row in rows)
+    lines = []
+    for row in rows:
+        state = row.state.upper() if row.state == "broken" else row.state
+        lines.append(f"{state:<7} {row.name:<{width}}  {row.finding}")
+        if row.remedy:
+            lines.append(f"{'':<7} {'':<{width}}  -> {row.remedy}")
+    broken = sum(row.state == "broken" for row in rows)
+    lines.append(f"\n{broken} of {len(rows)} checks are broken" if broken else f"\nall {len(rows)} checks pass")
+    return "\n".join(lines)
+
+
+def as_json(rows: list[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=1)
+
+
+def _machine() -> Iterator[Row]:
+    version, needed = platform.python_version(), metadata.metadata("mmkit").get("Requires-Python", ">=3.11")
+    old = sys.version_info[:2] < tuple(int(part) for part in re.findall(r"\d+", needed)[:2])
+    yield Row("Python", "broken" if old else "ok", f"{version} (needs {needed})", "make the environment with a newer Python" if old else "")
+    yield Row("platform", "ok", f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Row("cores", "ok", str(cores))
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
+    yield Row("memory", "ok" if memory >= 4 else "note", f"{memory:.1f} GB", "" if memory >= 4 else "a lab notebook may need 3 GB: close other programs")
+
+
+def _packages() -> Iterator[Row]:
+    """Each requirement of the installed mmkit against what is installed, by name and version."""
+    from packaging.requirements import Requirement
+
+    wrong, fine = [], {}
+    for text in metadata.requires("mmkit") or []:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement} is missing")
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            fine[requirement.name] = version
+        else:
+            wrong.append(f"{requirement} is needed, {version} is installed")
+    for name in SHOWN:
+        if name in fine:
+            yield Row(name, "ok", fine[name])
+    if wrong:
+        yield Row("packages", "broken", "; ".join(wrong), "python -m pip install -e . (in the clone), or: conda env update -f environment.yml")
+    else:
+        yield Row("packages", "ok", f"{len(fine)} required, all installed")
+
+
+def _torch() -> Iterator[Row]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Row("device", "broken", f"torch does not import: {error}", "python -m pip install --force-reinstall torch torchvision")
+        return
+    from mmkit.training import device
+
+    chosen, reason = device()
+    yield Row("device", "ok", f"{chosen} ({reason})")
+    limit = os.environ.get("OMP_NUM_THREADS")
+    yield Row("threads", "ok", f"{torch.get_num_threads()} ({f'OMP_NUM_THREADS={limit}' if limit else 'torch default'})")
+
+
+def _weights() -> Iterator[Row]:
+    from mmkit.models.pretrained import verify
+
+    for name, fine, finding in verify():
+        yield Row(f"weights {name}", "ok" if fine else "broken", f"{finding}, hash right" if fine else finding)
+
+
+def _folders() -> Iterator[Row]:
+    from mmkit.data.folders import data_root
+
+    root, how = data_root(), "$MMKIT_DATA" if os.environ.get("MMKIT_DATA") else "the user's cache folder"
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    probe = root / f".doctor-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        yield Row("data folder", "ok", f"{how}, writable")
+    except OSError as error:
+        yield Row("data folder", "broken", f"{how} cannot be written ({error.strerror})", "point MMKIT_DATA at a folder you can write")
+    free = shutil.disk_usage(existing).free / GIGABYTE
+    yield Row("disk", "ok" if free >= 2 else "note", f"{free:.1f} GB free for data", "" if free >= 2 else "a real data set needs about 2 GB: free some, or move MMKIT_DATA")
+    mirror = os.environ.get("MMKIT_MIRROR")
+    if not mirror:
+        yield Row("mirror", "ok", "not set: real data sets are downloaded")
+    elif not Path(mirror).is_dir():
+        yield Row("mirror", "broken", "$MMKIT_MIRROR is no folder", "point it at the folder of raw data sets, or unset it")
+    else:
+        sums = "with" if (Path(mirror) / "SHA256SUMS").is_file() else "without"
+        yield Row("mirror", "ok", f"$MMKIT_MIRROR, {len(list(Path(mirror).iterdir()))} entries, {sums} SHA256SUMS")
+
+
+def _kernel() -> Iterator[Row]:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    remedy = "python -m ipykernel install --sys-prefix"
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        yield Row("kernel python3", "broken", "there is none", remedy)
+        return
+    same = not os.path.isabs(command) or os.path.realpath(command) == os.path.realpath(sys.executable)
+    if same:
+        yield Row("kernel python3", "ok", "runs this Python")
+    else:
+        yield Row("kernel python3", "broken", f"runs another Python ({Path(command).name})", remedy)
+
+
+def _source() -> Iterator[Row]:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        ask = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True)
+        commit = f"commit {ask.stdout.strip()}"
+    except (OSError, subprocess.SubprocessError):
+        commit = "not a git clone"
+    try:
+        notebooks = len(list((root / "notebooks").glob("[0-9][0-9]_*.ipynb")))
+        yield Row("mmkit", "ok" if notebooks else "note", f"{metadata.version('mmkit')}, {commit}, {notebooks} notebooks")
+    except metadata.PackageNotFoundError as error:
+        raise MmkitError("mmkit itself is not installed: python -m pip install -e . (in the clone)") from error

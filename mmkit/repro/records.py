@@ -1,0 +1,240 @@
+"""A run leaves its notebook as data: one JSON row of what was done and what came of it, and every per-item value."""
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import cache, cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from mmkit.errors import MmkitError, unknown
+from mmkit.notebooks import PROFILES
+
+if TYPE_CHECKING:  # a run's outer process has no need of torch and pandas, whose import costs seconds
+    import pandas as pd
+
+    from mmkit.metrics.score import Score
+
+SCHEMA = "mmkit.record/1"
+RESERVED = ("arm", "task", "data", "seed", "score", "value")
+PACKAGES = ("mmkit", "torch", "torchvision", "transformers", "timm", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "papermill", "ipykernel")
+_kept: list["Result"] = []
+
+
+@dataclass(frozen=True)
+class Result:
+    """One recorded run: its row, and its per-item values as a long table (score, cluster, value)."""
+
+    row: dict
+    items: "pd.DataFrame"
+
+    @property
+    def condition(self) -> dict:
+        """What a claim's term may match on: the recorded condition, with `data` and `task`."""
+        return {**self.row["condition"], "data": self.row["data"], "task": self.row["task"]}
+
+    @cached_property
+    def _by_score(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        groups = self.items.groupby("score", observed=True, sort=False)
+        return {str(name): (part["value"].to_numpy(), part["cluster"].to_numpy()) for name, part in groups}
+
+    def items_of(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Per-item values and clusters of one metric, (n,) each. Raises: MmkitError for one that was not recorded."""
+        if name not in self.row["scores"]:
+            raise unknown("score", name, self.row["scores"])
+        return self._by_score[name]
+
+    def score(self, name: str) -> "Score":
+        """One metric as it was recorded. Raises: MmkitError for one that was not, with the nearest one that was."""
+        from mmkit.metrics.score import Score
+
+        values, clusters = self.items_of(name)
+        info = self.row["metrics"][name]
+        return Score(values, clusters, aggregate=info["aggregate"], higher_is_better=info["higher_is_better"])
+
+
+def profile() -> str:
+    """The size of the present run: `$MMKIT_PROFILE`, by default `lab`."""
+    name = os.environ.get("MMKIT_PROFILE", "lab")
+    if name not in PROFILES:
+        raise unknown("profile (MMKIT_PROFILE)", name, PROFILES)
+    return name
+
+
+def record(run, **condition) -> dict:
+    """Keep a run as data and return its row.
+
+    run: an `mmkit.strategies.Run`. condition: what this run was made under and a claim may ask for
+        (`share=0.5`, `imbalance=4`); the budget's `pairs` is always part of it.
+    In a batch the row is appended to `results.jsonl` in the run's folder and the items go beside it; interactively both
+    stay in memory, see `recorded()`. Raises: MmkitError for a score or cost that is not finite, a condition that cannot be
+    written as JSON, or one named like a field of the record.
+    """
+    clash = sorted(set(condition) & set(RESERVED))
+    if clash:
+        raise MmkitError(f"a condition cannot be named {clash[0]!r}, the record has a field of that name; name it after what you vary")
+    where = f"arm {run.arm!r}, seed {run.seed}"
+    scores = {name: score.value for name, score in run.scores.items()}
+    bad = [name for name, value in scores.items() if not math.isfinite(value)]
+    if bad or not scores:
+        raise MmkitError(f"{where}: score {bad[0]!r} is {scores[bad[0]]}" if bad else f"{where}: no scores to record; evaluate the run first")
+    row = {
+        "schema": SCHEMA,
+        "arm": run.arm,
+        "task": run.task,
+        "data": run.data,
+        "data_hash": run.data_hash,
+        "seed": run.seed,
+        "condition": {"pairs": run.budget.pairs, **condition},
+        "budget": asdict(run.budget),
+        "settings": run.settings,
+        "scores": scores,
+        "metrics": {name: _describe(score) for name, score in run.scores.items()},
+        "cost": run.cost.as_dict(),
+        "profile": profile(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    try:
+        line = json.dumps(row, default=_plain, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise MmkitError(
+            f"{where}: the record cannot be written ({error}); settings, condition and cost must be finite numbers, strings, lists or mappings"
+        ) from error
+    result = Result(json.loads(line), items_table(run.scores))
+    folder = os.environ.get("MMKIT_RUN_DIR")
+    if folder:
+        _append(Path(folder), line, result.items)
+    else:
+        _kept.append(result)
+    return result.row
+
+
+def recorded() -> list[Result]:
+    """What this process recorded: kept in memory interactively, read back from the run's folder in a batch."""
+    folder = os.environ.get("MMKIT_RUN_DIR")
+    return read(Path(folder)) if folder and (Path(folder) / "results.jsonl").exists() else list(_kept)
+
+
+def items_table(scores: dict[str, "Score"]) -> "pd.DataFrame":
+    """Scores as one long table: score (categorical), cluster (int64), value (float64)."""
+    import pandas as pd
+
+    names = pd.Categorical.from_codes(np.repeat(np.arange(len(scores)), [len(s.items) for s in scores.values()]), list(scores))
+    cluster = np.concatenate([s.clusters for s in scores.values()])
+    return pd.DataFrame({"score": names, "cluster": cluster, "value": np.concatenate([s.items for s in scores.values()])})
+
+
+def read(folder: Path) -> list[Result]:
+    """Every result of one folder: of a run (`items/NNNN.parquet`) or of published records (one `items.parquet`).
+
+    Raises: MmkitError for another record format, or for a row or its items that cannot be read.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    path = folder / "results.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            check_schema(row, path)
+        if (folder / "items.parquet").exists():
+            parts = dict(tuple(pd.read_parquet(folder / "items.parquet").groupby("result", sort=False)))
+        else:
+            parts = {number: pd.read_parquet(folder / "items" / f"{number:04d}.parquet") for number in range(len(rows))}
+        return [Result(row, parts[number]) for number, row in enumerate(rows)]
+    except (OSError, ValueError, KeyError) as error:
+        raise MmkitError(f"the records in {folder} are damaged ({type(error).__name__}: {error}): remove that folder and run the plan again") from error
+
+
+def check_schema(row: dict, path: Path) -> None:
+    """Raises: MmkitError when a row was written in another record format than this version reads."""
+    found = row.get("schema") if isinstance(row, dict) else None
+    if found != SCHEMA:
+        raise MmkitError(f"{path} holds records of the format {found!r}, this version reads {SCHEMA!r}: move the folder away and run the plan again")
+
+
+def write(folder: Path, results: Iterable[Result]) -> None:
+    """Write results compactly, as `results.jsonl` and one `items.parquet` (for records that are published)."""
+    import pandas as pd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    results = list(results)
+    lines = [json.dumps(result.row, sort_keys=True, allow_nan=False) for result in results]
+    items = pd.concat([result.items.assign(score=result.items["score"].astype(str), result=np.int32(n)) for n, result in enumerate(results)])
+    items.astype({"score": "category"}).to_parquet(folder / "items.parquet", index=False, compression="zstd")
+    (folder / "results.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def table(results: Iterable[Result]) -> "pd.DataFrame":
+    """One line a result and score: arm, task, data, seed, the conditions, score, value, and the cost."""
+    import pandas as pd
+
+    costs = ("flops", "seconds", "peak_bytes", "parameters_trained", "parameters_total")
+    lines = [
+        {"arm": r.row["arm"], "seed": r.row["seed"], **r.condition, "score": name, "value": value, **{c: r.row["cost"][c] for c in costs}}
+        for r in results
+        for name, value in r.row["scores"].items()
+    ]
+    return pd.DataFrame(lines)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages results depend on, read without importing them."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def hardware() -> dict[str, str | int]:
+    """Processor, cores, memory in bytes and operating system; the GPU too when torch is in use and sees one."""
+    found = {"processor": _processor(), "cores": os.cpu_count() or 1, "memory_bytes": psutil.virtual_memory().total, "system": platform.platform()}
+    torch = sys.modules.get("torch")  # never imported for this: it costs seconds
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _describe(score: "Score") -> dict:
+    return {"aggregate": score.aggregate, "higher_is_better": score.higher_is_better, "items": len(score.items), "clusters": len(np.unique(score.clusters))}
+
+
+def _plain(value):
+    """JSON for numpy numbers and arrays, and paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
+
+
+def _append(folder: Path, line: str, items: "pd.DataFrame") -> None:
+    """Items first, then the row that makes them count."""
+    path = folder / "results.jsonl"
+    number = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    (folder / "items").mkdir(exist_ok=True)
+    items.to_parquet(folder / "items" / f"{number:04d}.parquet", index=False, compression="zstd")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")

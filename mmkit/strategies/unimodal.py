@@ -1,0 +1,60 @@
+"""Self-supervised pretraining of one modality, on data that is not paired."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmkit.models.text import MASK, PAD
+from mmkit.models.vision import scaled
+from mmkit.training import Phase, batches, seeded, stream, train
+
+
+class Reconstruction(nn.Module):
+    """An image with patches blanked out goes through the encoder's summary and back to 16 x 16 pixels: mean squared error over all of them.
+
+    The bottleneck makes the summary hold the scene (compare masked autoencoders, arXiv 2111.06377, which keep the tokens)."""
+
+    SIDE = 16
+
+    def __init__(self, encoder: nn.Module, *, grid: int = 8, ratio: float = 0.25):
+        super().__init__()
+        self.encoder, self.grid, self.ratio = encoder, grid, ratio
+        self.decoder = nn.Sequential(nn.Linear(encoder.summary_dim, 256), nn.ReLU(), nn.Linear(256, 3 * self.SIDE**2))
+
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        hidden = torch.rand(len(pixels), 1, self.grid, self.grid, generator=generator).to(pixels.device) < self.ratio
+        hidden = F.interpolate(hidden.float(), size=pixels.shape[2:], mode="nearest").bool()
+        seen = pixels.masked_fill(hidden, 127)
+        return F.mse_loss(self.decoder(self.encoder(seen).summary), scaled(pixels, self.SIDE).flatten(1))
+
+
+class MaskedLanguageModel(nn.Module):
+    """Cross-entropy of the words that were hidden, and of no others (BERT, arXiv 1810.04805, without its random replacements)."""
+
+    def __init__(self, encoder: nn.Module, vocabulary: int, *, ratio: float = 0.25):
+        super().__init__()
+        self.encoder, self.ratio = encoder, ratio
+        self.to_word = nn.Linear(encoder.dim, vocabulary)
+
+    def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        hidden = (torch.rand(ids.shape, generator=generator).to(ids.device) < self.ratio) & (ids != PAD)
+        hidden[:, 0] |= ~hidden.any(1)  # at least one word a text
+        tokens = self.encoder(ids.masked_fill(hidden, MASK)).tokens
+        return F.cross_entropy(self.to_word(tokens[hidden]), ids[hidden])
+
+
+def pretrain(objective: nn.Module, take: Callable[[Tensor], Tensor], rows: Tensor, *, epochs: int, batch: int, lr: float, seed: int, where: str) -> tuple[Phase, list[dict]]:
+    """Train an objective, and with it its encoder, on `take(rows)`; nothing of the other modality is seen."""
+    order, noise = stream(seed, f"{where}/order"), stream(seed, f"{where}/mask")
+    steps = max(1, epochs * (len(rows) // min(batch, len(rows))))
+    return train(objective, lambda part: objective(take(part), noise), batches(rows, batch, order), steps=steps, lr=lr, where=where)
+
+
+def image_objective(encoder: nn.Module, *, seed: int) -> Reconstruction:
+    return seeded(seed, "reconstruction", Reconstruction, encoder)
+
+
+def text_objective(encoder: nn.Module, vocabulary: int, *, seed: int) -> MaskedLanguageModel:
+    return seeded(seed, "masked language model", MaskedLanguageModel, encoder, vocabulary)

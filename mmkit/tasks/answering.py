@@ -1,0 +1,53 @@
+"""Answering: a label that needs the image, the text, or both."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmkit.data import PairedDataset
+from mmkit.errors import MmkitError
+from mmkit.metrics import Score, accuracy
+from mmkit.models.fusion import FusionClassifier, SingleClassifier, fusion
+from mmkit.training import Inputs, seeded
+
+
+class Answering:
+    """Data: a set with a label and one text an item. Objective: cross-entropy. Metric: accuracy."""
+
+    name, metric, modalities = "answering", "accuracy", ("image", "text")
+
+    def __init__(self, dataset: PairedDataset, *, label: str = "label_answer", role: str = "question", language: str = "en", fusion: str = "concat"):
+        self.dataset, self.label, self.role, self.language, self.fusion = dataset, label, role, language, fusion
+        self.classes = dataset.classes(label)
+        if len(self.classes) < 2:
+            raise MmkitError(f"answering needs a label with at least two classes; {label!r} of {dataset.name!r} has {self.classes}")
+        self.target = dataset.labels(torch.arange(len(dataset)).numpy(), label)
+
+    def settings(self) -> dict:
+        return {"label": self.label, "role": self.role, "language": self.language, "fusion": self.fusion}
+
+    def build(self, image: nn.Module, text: nn.Module, *, seed: int) -> FusionClassifier:
+        """Encoders behind a fusion module and a linear head whose first weights depend on the seed alone."""
+        return seeded(seed, "head", lambda: FusionClassifier(image, text, fusion(self.fusion, image, text), len(self.classes)))
+
+    def build_single(self, modality: str, encoder: nn.Module, *, seed: int) -> SingleClassifier:
+        return seeded(seed, "head", SingleClassifier, modality, encoder, len(self.classes))
+
+    def loss(self, model: nn.Module, inputs: Inputs, rows: Tensor, generator: torch.Generator) -> Tensor:
+        logits = model(inputs.image(rows), inputs.text(inputs.one_text(rows, generator)))
+        return F.cross_entropy(logits, self.target[rows].to(logits.device))
+
+    @torch.inference_mode()
+    def logits(self, model: nn.Module, inputs: Inputs, rows: Tensor, *, batch: int = 512) -> Tensor:
+        """(B, K) on the CPU, in evaluation mode."""
+        model.eval()
+        return torch.cat([model(inputs.image(part), inputs.text(inputs.one_text(part))).cpu() for part in rows.split(batch)])
+
+    def scores(self, model: nn.Module, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+        return {"accuracy": accuracy(self.logits(model, inputs, rows), self.target[rows], self.dataset.clusters(rows.numpy()))}
+
+    def blank_scores(self, model: nn.Module, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+        """Accuracy when one modality is shown empty: how much the model leans on the other."""
+        return {f"blank_{m}/accuracy": self.scores(model, replace(inputs, blank=m), rows)["accuracy"] for m in self.modalities}

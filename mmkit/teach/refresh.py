@@ -1,0 +1,62 @@
+"""Bring a committed notebook up to date with its own code: outputs, ids and metadata, and the time and memory it states."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+from mmkit import notebooks
+from mmkit.errors import MmkitError
+from mmkit.teach.contract import MEASURED
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def refresh(path: str | Path) -> str:
+    """Run the lab profile (the defaults) and write the outputs in place; returns what was measured. Cell ids stay, run
+    metadata and widget state go. The file is untouched when a cell fails. Raises MmkitError."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    path = Path(path).resolve()
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, kernel_name="python3", record_timing=False, kernel_manager_class=notebooks.IpcKernelManager,
+        timeout=600, resources={"metadata": {"path": str(path.parent)}},
+    )
+    start = time.perf_counter()
+    try:
+        with notebooks.environment(MMKIT_PROFILE="lab"):
+            client.execute()
+        reason = notebooks.unfinished(notebook)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        reason = notebooks.unfinished(notebook) or str(error).strip().splitlines()[-1]
+    if reason:
+        raise MmkitError(f"{path.name} was left as it is: {reason}")
+    measured = _measured(time.perf_counter() - start)
+    clean(notebook)
+    first = notebook.cells[0]
+    first.source = MEASURED.sub(lambda match: match[1] + measured, first.source)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    nbformat.validate(notebook)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    nbformat.write(notebook, beside)
+    os.replace(beside, path)
+    return measured
+
+
+def clean(notebook) -> None:
+    """Strip what a run or an editor leaves behind; widget views go, because without a kernel they show nothing."""
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+
+
+def _measured(seconds: float) -> str:
+    """Wall time rounded up to 5 s and the kernel's peak memory rounded up to 0.5 GB, so that a re-run rarely changes them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{5 * math.ceil(seconds / 5)} s and {math.ceil(2 * notebooks.peak_gigabytes()) / 2:g} GB on {cores} cores"

@@ -1,0 +1,96 @@
+"""Where a task's batches come from: raw pixels and ids, or the features of frozen encoders, by rows of the data set.
+
+Legend: B rows asked for, M texts of the set, L text length.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmkit.data import PairedDataset
+from mmkit.models.encoded import Encoded
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images and texts of a data set by row.
+
+    ids: (M, L) int64, the texts in the order of their items; start: (N + 1,) where each item's texts begin.
+    image_features, text_features: what frozen encoders made of them, by row and by text; None means raw.
+    partner: (N,) the row whose text stands in for a row's own (the shuffled-pairs control); blank: the modality shown empty.
+    """
+
+    dataset: PairedDataset
+    ids: Tensor
+    start: Tensor
+    image_features: Encoded | None = None
+    text_features: Encoded | None = None
+    image_position: Tensor | None = None
+    partner: Tensor | None = None
+    blank: str | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(cls, dataset: PairedDataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str = "en", device: torch.device | None = None) -> "Inputs":
+        texts, owner = dataset.texts_of(np.arange(len(dataset)), role=role, language=language)
+        start = torch.searchsorted(torch.from_numpy(owner), torch.arange(len(dataset) + 1))
+        return cls(dataset, tokenizer(texts), start, device=device or torch.device("cpu"))
+
+    def image(self, rows: Tensor) -> Tensor | Encoded:
+        """Pixels (B, 3, H, W) uint8, or features."""
+        if self.image_features is not None:
+            features = self.image_features.rows(self.image_position[rows])
+            return _to(features.blank() if self.blank == "image" else features, self.device)
+        pixels = self.dataset.pixels(rows.numpy()).to(self.device)
+        return torch.full_like(pixels, 127) if self.blank == "image" else pixels
+
+    def text(self, index: Tensor) -> Tensor | Encoded:
+        """Texts by their own index (B,): ids (B, L') cut to the longest, or features."""
+        if self.text_features is not None:
+            features = self.text_features.rows(index)
+            return _to(features.blank() if self.blank == "text" else features, self.device)
+        ids = self.ids[index]
+        if self.blank == "text":
+            return torch.ones_like(ids[:, :1]).to(self.device)
+        return ids[:, : max(1, int((ids != 0).sum(1).max()))].to(self.device)
+
+    def one_text(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The index of one text of each row: a random one, or the first without a generator."""
+        rows = rows if self.partner is None else self.partner[rows]
+        first, count = self.start[rows], self.start[rows + 1] - self.start[rows]
+        draw = torch.zeros(len(rows)) if generator is None else torch.rand(len(rows), generator=generator)
+        return first + (draw * count).long()
+
+    def all_texts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The indices of all texts of some rows, and their owners as positions in `rows`."""
+        count = self.start[rows + 1] - self.start[rows]
+        owner = torch.repeat_interleave(torch.arange(len(rows)), count)
+        within = torch.arange(len(owner)) - torch.repeat_interleave(count.cumsum(0) - count, count)
+        return self.start[rows][owner] + within, owner
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> "Inputs":
+        """The same, with the texts of `rows` dealt out anew among them."""
+        partner = torch.arange(len(self.dataset))
+        partner[rows] = rows[torch.randperm(len(rows), generator=generator)]
+        return replace(self, partner=partner)
+
+
+def _to(features: Encoded, device: torch.device) -> Encoded:
+    return Encoded(*(part.to(device) for part in features))
+
+
+@torch.inference_mode()
+def encode_all(encoder: nn.Module, count: int, take: Callable[[Tensor], Tensor], *, tokens: bool, batch: int = 128) -> Encoded:
+    """`encoder` over `count` inputs, in order, on the CPU afterwards. Without `tokens` only the summaries are kept."""
+    encoder.eval()
+    parts = []
+    for start in range(0, count, batch):
+        out = encoder(take(torch.arange(start, min(start + batch, count))))
+        kept = out if tokens else Encoded(out.tokens[:, :0], out.mask[:, :0], out.summary)
+        parts.append(Encoded(*(part.cpu() for part in kept)))
+    width = max(part.tokens.shape[1] for part in parts)
+    pad = lambda x: x if x.shape[1] == width else torch.cat([x, x.new_zeros(len(x), width - x.shape[1], *x.shape[2:])], 1)  # noqa: E731
+    return Encoded(torch.cat([pad(p.tokens) for p in parts]), torch.cat([pad(p.mask) for p in parts]), torch.cat([p.summary for p in parts]))

@@ -1,0 +1,83 @@
+"""The training loop, in the open: batches, loss, gradient, step, and a stop when a loss is not finite."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmkit.errors import MmkitError
+from mmkit.training.cost import Phase
+
+
+def batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless shuffled batches of `size` rows (all rows when there are fewer); each pass sees every row once but for the ragged end."""
+    size = min(size, len(rows))
+    while True:
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for start in range(0, len(order) - size + 1, size):
+            yield order[start : start + size]
+
+
+def warmup_cosine(step: int, steps: int, *, warmup: float = 0.1) -> float:
+    """Learning-rate factor: linear rise over the first `warmup` share of steps, then half a cosine down to zero."""
+    rise = max(1, round(warmup * steps))
+    return (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    rows: Iterator[Tensor],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    validate: Callable[[], float] | None = None,
+    checks: int = 5,
+    where: str = "training",
+) -> tuple[Phase, list[dict]]:
+    """Train whatever parameters of `model` require a gradient for `steps` steps of AdamW.
+
+    loss_of: a batch of rows -> scalar loss. validate: a score, higher is better, taken `checks` times; the best weights by it are
+    kept. Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite, saying where.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    phase = Phase(steps=steps, parameters_trained=sum(p.numel() for p in parameters))
+    history, best, best_weights = [], -math.inf, None
+    check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
+    started = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmup_cosine(step, steps)
+        if step == 0:
+            with FlopCounterMode(display=False) as counter:
+                loss = loss_of(next(rows))
+                loss.backward()
+            phase.flops = float(counter.get_total_flops()) * steps
+        else:
+            loss = loss_of(next(rows))
+            loss.backward()
+        if not torch.isfinite(loss):
+            raise MmkitError(f"the loss became {loss.item()} in {where}, step {step} of {steps}: lower lr (now {lr:g}) or look for NaN in the inputs")
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step in check_at:
+            phase.seconds += time.perf_counter() - started
+            model.eval()
+            score = validate()
+            model.train()
+            history.append({"where": where, "step": step + 1, "loss": loss.item(), "validation": score})
+            if score > best:
+                best, best_weights = score, deepcopy(model.state_dict())
+            started = time.perf_counter()
+    phase.seconds += time.perf_counter() - started
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    return phase, history

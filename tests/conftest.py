@@ -1,0 +1,48 @@
+"""What every test has: no network, one thread, data and runs in folders of this session."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PLUGINS = Path(__file__).parent / "plugins"
+sys.path.insert(0, str(PLUGINS))
+sys.modules.pop("sitecustomize", None)  # the interpreter may have loaded one of its own
+import sitecustomize  # noqa: E402, F401  closes the network for this process
+
+os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])  # and for those it starts
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+for _name in ("MMKIT_PROFILE", "MMKIT_RUN_DIR"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_folders(tmp_path_factory):
+    """Prepared sets are shared by the tests of one session, and never with the user's own."""
+    base = tmp_path_factory.getbasetemp()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MMKIT_DATA", str(base / "data"))
+    patch.setenv("MMKIT_RUNS", str(base / "runs"))
+    patch.setenv("IPYTHONDIR", str(base / "ipython"))  # no start-up files of the user in the kernels
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def mmkit(tmp_path):
+    """Run the command line as a user would: `mmkit("data", "list")` -> completed process with text output."""
+
+    def call(*arguments, check=None, timeout=300, cwd=ROOT, **environment):
+        command = [sys.executable, "-m", "mmkit.cli", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env={**os.environ, **environment})
+        if check is not None:
+            assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call

@@ -1,0 +1,157 @@
+"""Claims: what the file may say, what a term matches, and the verdict that follows."""
+
+import numpy as np
+import pytest
+import yaml
+from repro_data import Scores, claim, head_to_head, result
+
+from mmkit.errors import MmkitError
+from mmkit.repro import claims
+from mmkit.repro.claims import Claim, evaluate, read_claims
+
+
+def terms(score="accuracy", pairs=64, arms=("holistic", "component"), factor=1.0, cost=None):
+    what = {"cost": cost} if cost else {"score": score}
+    return [{"arm": arm, **what, "condition": {"pairs": pairs}, "weight": sign * factor} for arm, sign in zip(arms, (1.0, -1.0), strict=True)]
+
+
+def verdict(results, **changes):
+    return evaluate([Claim.model_validate(claim(**changes))], results, draws=2000)[0]
+
+
+@pytest.fixture(scope="module")
+def results():
+    return head_to_head()
+
+
+def test_the_four_verdicts(results):
+    assert verdict(results).verdict == "supported"
+    assert verdict(results, direction="less").verdict == "contradicted"
+    assert verdict(results, smallest_effect=0.5).verdict == "equivalent"
+    assert verdict(results, smallest_effect=0.5, direction="equal").verdict == "supported"
+    assert verdict(results, direction="equal").verdict == "contradicted"
+    none = verdict(head_to_head(gain=0.0))
+    assert none.verdict == "inconclusive" and none.reason == "the interval holds 0"
+
+
+def test_a_direction_without_size_is_no_support(results):
+    found = verdict(results, smallest_effect=0.11)
+    assert found.estimate.low > 0 and found.verdict == "inconclusive" and "below the smallest that matters" in found.reason
+
+
+def test_smoke_runs_and_few_seeds_are_no_evidence(results):
+    smoke = verdict(head_to_head(profile="smoke"))
+    assert (smoke.verdict, smoke.reason) == ("not evidence", "a smoke run")
+    few = verdict(head_to_head(seeds=5))
+    assert (few.verdict, few.reason) == ("not evidence", "5 seeds, at least 6 are needed")
+    assert verdict(results, smallest_effect=0.5).verdict == "equivalent"
+    assert verdict(head_to_head(seeds=5), smallest_effect=0.5).verdict == "not evidence", "not even of equality"
+
+
+def test_numbers_of_a_verdict_are_the_plain_ones(results):
+    found = verdict(results)
+    value = {arm: [r.row["scores"]["accuracy"] for r in results if r.row["arm"] == arm and r.condition["pairs"] == 64] for arm in ("holistic", "component")}
+    differences = np.array(value["holistic"]) - np.array(value["component"])
+    assert found.estimate.effect == pytest.approx(differences.mean()) and np.allclose(found.estimate.effects, differences)
+    assert found.improvement == (differences > 0).mean() and found.seeds == tuple(range(8)) and found.estimate.clusters == 120
+    assert found.compute_ratio == pytest.approx(0.5)
+    assert verdict(results, direction="less").improvement == (differences < 0).mean()
+
+
+def test_an_interaction_over_splits_and_conditions(results):
+    both = [*terms("accuracy", 64), *terms("ood_style/accuracy", 256, factor=-1.0)]
+    found = verdict(results, terms=both)
+    parts = [verdict(results, terms=terms("accuracy", 64)), verdict(results, terms=terms("ood_style/accuracy", 256))]
+    assert found.estimate.effect == pytest.approx(parts[0].estimate.effect - parts[1].estimate.effect)
+    assert found.estimate.clusters == 240
+    assert found.estimate.error == pytest.approx(np.hypot(*(part.estimate.error for part in parts)), rel=0.5)
+
+
+def test_costs_are_compared_as_ratios(results):
+    found = verdict(results, terms=terms(cost="flops"), scale="log2", direction="less", unit="FLOPs")
+    assert found.estimate.effect == pytest.approx(-1.0) and found.verdict == "supported" and found.estimate.clusters == 0
+
+
+def test_a_median_is_compared_over_seeds_alone():
+    made = [
+        result(arm, seed, {"median_rank": Scores([1.0, 5.0, 9.0 + seed + shift], [0, 1, 2], "median")})
+        for seed in range(6)
+        for arm, shift in (("a", 0), ("b", 0))
+    ]
+    found = verdict(made, terms=terms("median_rank", arms=("a", "b")))
+    assert found.estimate.clusters == 0 and found.estimate.effect == 0.0 and found.verdict == "equivalent"
+
+
+def test_holm_counts_the_family(results):
+    weak = head_to_head(gain=0.045, seeds=8)
+    alone = evaluate([Claim.model_validate(claim())], weak)[0]
+    many = evaluate([Claim.model_validate(claim(f"C{n}", family="one")) for n in range(9)], weak)
+    apart = evaluate([Claim.model_validate(claim(f"C{n}", family=str(n))) for n in range(9)], weak)
+    assert all(v.p_holm == pytest.approx(min(1.0, 9 * alone.p)) for v in many) and all(v.p_holm == pytest.approx(alone.p) for v in apart)
+
+
+def test_a_missing_seed_is_left_out_and_named(results):
+    lacking = [r for r in results if not (r.row["arm"] == "component" and r.row["seed"] == 3)]
+    found = verdict(lacking)
+    assert 3 not in found.seeds and len(found.seeds) == 7 and found.left_out == (3,)
+
+
+def test_a_term_must_match_one_result(results):
+    loose = [{"arm": "holistic", "score": "accuracy", "weight": 1.0}]
+    with pytest.raises(
+        MmkitError,
+        match=r"claim C1: holistic accuracy matches several results of seed 0; they differ in \{'pairs': \(64, 256\)\}: name one in the term's condition",
+    ):
+        verdict(results, terms=loose)
+    with pytest.raises(MmkitError, match="recorded twice under one condition"):
+        verdict([*results, *results[:1]], terms=terms())
+    with pytest.raises(
+        MmkitError,
+        match=r"no result matches holstic accuracy \(pairs=64\); there are arm component, holistic, shuffled; score accuracy, ood_style/accuracy; pairs 256, 64; data toy",
+    ):
+        verdict(results, terms=terms(arms=("holstic", "component")))
+    rows = evaluate([Claim.model_validate(claim(terms=terms(pairs=1)))], results, incomplete=True)
+    assert rows[0].verdict == "inconclusive" and "no result matches" in rows[0].reason and rows[0].p_holm == 1.0
+
+
+def test_the_data_a_result_is_of_can_be_asked_for(results):
+    scores = {"accuracy": Scores(np.ones(240), np.arange(240) // 2)}
+    other = [result(r.row["arm"], r.row["seed"], scores, data="other", data_hash="i", condition=r.row["condition"]) for r in results]
+    wanted = [{**t, "condition": t["condition"] | {"data": "toy"}} for t in terms()]
+    assert verdict([*results, *other], terms=wanted).estimate.effect == verdict(results).estimate.effect
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"smallest_efect": 0.1}, "unknown key 'smallest_efect': did you mean 'smallest_effect'?"),
+        ({"terms": [{"arm": "a", "scores": "accuracy", "weight": 1.0}]}, "unknown key 'scores': did you mean 'score'?"),
+        ({"terms": [{"arm": "a", "weight": 1.0}]}, "a term needs either score or cost"),
+        ({"smallest_effect": 0}, "greater than 0"),
+        ({"seeds": 5}, "greater than or equal to 6"),
+        ({"direction": "more"}, "'greater', 'less' or 'equal'"),
+        ({"scale": "log2"}, "log2 is for claims whose terms are all costs"),
+    ],
+)
+def test_a_wrong_claim_is_refused(tmp_path, changes, message):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"claims": [claim(**changes)]}), encoding="utf-8")
+    with pytest.raises(MmkitError, match="claims.yaml") as caught:
+        read_claims(path=path)
+    assert message in str(caught.value)
+
+
+def test_claims_by_id(tmp_path):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"claims": [claim("C1"), claim("C2")]}), encoding="utf-8")
+    assert [c.id for c in read_claims(["C2"], path)] == ["C2"] and len(read_claims(path=path)) == 2
+    with pytest.raises(MmkitError, match="unknown claim 'C3': did you mean 'C"):
+        read_claims(["C3"], path)
+    path.write_text(yaml.safe_dump({"claims": [claim("C1"), claim("C1")]}), encoding="utf-8")
+    with pytest.raises(MmkitError, match="the claim 'C1' is there twice"):
+        read_claims(path=path)
+
+
+def test_the_rule_is_written_where_it_is_applied():
+    for name in ("supported", "contradicted", "equivalent", "inconclusive", "not evidence"):
+        assert name in claims.RULE

@@ -1,0 +1,98 @@
+"""The report and its figures: one file that reads without a network, and no figure without words."""
+
+import re
+
+import pytest
+from repro_data import batch_folder, claim, head_to_head
+
+from mmkit.repro import report, runner
+from mmkit.teach import plots
+
+FAILURE = {"label": "06_head_to_head seed=8", "cell": "train-cell", "kind": "cell error", "message": "ValueError: boom", "attempts": 1, "key": "0"}
+DECLARED = [
+    claim("C1", limits="One size of model."),
+    claim("C4", statement="component is cheaper", direction="greater", scale="log2", smallest_effect=0.1, unit="FLOPs", family="cost",
+          terms=[{"arm": arm, "cost": "flops", "condition": {"pairs": 64}, "weight": weight} for arm, weight in (("holistic", 1.0), ("component", -1.0))]),
+    claim("C5", statement="nothing was recorded for this", terms=[{"arm": "absent", "score": "accuracy", "weight": 1.0}]),
+]  # fmt: skip
+
+
+@pytest.fixture
+def batch(tmp_path):
+    return runner.load(batch_folder(tmp_path / "toy", head_to_head(), DECLARED, failures=[FAILURE]))
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What figures hand to the notebook: (data, metadata) of each."""
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata=None, raw=False: outputs.append((data, metadata)))
+    return outputs
+
+
+def test_the_claims_table_says_what_must_be_said(batch):
+    table = report.claims_table(report.verdicts(batch))
+    assert table.loc["C1", "verdict"] == "✔ supported" and table.loc["C4", "verdict"] == "✘ contradicted" and table.loc["C5", "verdict"] == "? inconclusive"
+    assert re.fullmatch(r"\+0\.\d+ \[\+0\.\d+,\s\+0\.\d+\] accuracy", table.loc["C1", "effect [95 % interval]"])
+    assert table.loc["C4", "effect [95 % interval]"].startswith("x0.5 [0.5") and table.loc["C4", "smallest that matters"] == "x1.07"
+    assert (table.loc["C1", "seeds"], table.loc["C1", "clusters"], table.loc["C1", "compute ratio"], table.loc["C1", "in how many seeds"]) == (
+        "8",
+        "120",
+        "x0.5",
+        "100%",
+    )
+    html = report.table_html(table)
+    assert "<b>✔ supported</b>" in html and "nan" not in html.lower()
+
+
+def test_arms_panels_failures_and_provenance(batch):
+    points = report.arm_points(batch.results, "accuracy", {"pairs": 64, "data": "toy", "task": "answering"})
+    assert set(points) == {"holistic", "component", "shuffled"} and points["holistic"]["low"] < points["holistic"]["mean"] < points["holistic"]["high"]
+    assert [(score, condition["pairs"]) for score, condition in report.panels(report.verdicts(batch), batch.results)] == [("accuracy", 64)]
+    tables = report.arm_tables(batch.results)
+    assert tables.count("<details>") == 2 and "pairs 256" in tables and "ood_style/accuracy" in tables
+    failed = report.failures_table(batch)
+    assert failed.loc[0, "cell"] == "train-cell" and "boom" in failed.loc[0, "message"] and not batch.complete
+    facts = report.provenance(batch)[""]
+    assert "1 finished, 1 failed" in facts["runs"] and "toy h" in facts["data"] and "python" in facts["versions"]
+
+
+def test_a_figure_carries_alt_text_and_a_stamp(shown, monkeypatch):
+    texts = []
+    monkeypatch.setattr(plots.Figure, "text", lambda self, *place, **options: texts.append(place))
+    for profile in ("lab", "smoke"):
+        monkeypatch.setenv("MMKIT_PROFILE", profile)
+        with plots.figure(alt="A line that\n  rises from 0 to 1.", caption="It rises.") as axes:
+            axes.plot([0, 1], **plots.arm("holistic"))
+    data, metadata = shown[0]
+    assert metadata["image/png"]["alt"] == "A line that rises from 0 to 1." and data["text/plain"] == "[figure: A line that rises from 0 to 1.]"
+    assert [place[2] for place in texts] == ["smoke run, not evidence"], "only the smoke run is stamped"
+    assert shown[1][0].data == "*It rises.*"
+    with pytest.raises(ValueError, match="needs alt text"), plots.figure(alt=" ") as axes:
+        axes.plot([0, 1])
+
+
+def test_every_arm_has_a_look_of_its_own(shown):
+    looks = [(look["color"], look["marker"]) for look in map(plots.arm, plots.ARMS)]
+    assert len(set(looks)) == len(plots.ARMS) and plots.arm("joint_plus_unimodal")["label"] == "joint plus unimodal"
+    with plots.figure(1, 2, alt="Both figures of the report, for a wide range and a free arm.") as axes:
+        rows = [
+            {"label": name, "effect": 5.0, "low": -1.0, "high": 40.0, "smallest_effect": 0.5, "sign": -1, "verdict": name, "text": "t"}
+            for name in plots.VERDICTS
+        ]
+        plots.forest(axes[0], rows)
+        assert axes[0].get_xscale() == "symlog" and [t.get_text() for t in axes[0].get_yticklabels()] == list(reversed(plots.VERDICTS))
+        plots.cost_quality(
+            axes[1], {"a": {"flops": 1e9, "mean": 0.5, "low": 0.4, "high": 0.6}, "free": {"flops": 0.0, "mean": 0.5, "low": 0.4, "high": 0.6}}, score="accuracy"
+        )
+        assert axes[1].get_xscale() == "log"
+
+
+def test_one_html_file_without_code_or_network(tmp_path, batch, monkeypatch):
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path))
+    text = report.export("toy").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and "✔ supported" in text and "nothing was recorded for this" in text and "boom" in text
+    assert not re.search(r"https?://|<script|<link|import numpy|BEGIN SOLUTION|You will learn|sign_flip_p", text)
+    images = re.findall(r"<img[^>]*>", text)
+    assert len(images) == 3 and all('src="data:image/png' in image and len(re.search(r'alt="([^"]*)"', image)[1]) > 40 for image in images)
+    assert re.findall(r"<h2[^>]*>(.*?)<", text)[:2] == ["The verdicts", "What it costs"]

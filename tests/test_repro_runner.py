@@ -1,0 +1,175 @@
+"""The runner: what is done stays done, what failed says where, and a killed machine changes nothing in the end."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+
+from mmkit.errors import MmkitError
+from mmkit.repro import execute, plan, runner
+
+BODY = """
+import dataclasses, os, sys, time
+import numpy as np
+import mmkit
+from types import SimpleNamespace
+
+@dataclasses.dataclass
+class Budget:
+    pairs: int = 64
+
+class Cost:
+    def as_dict(self):
+        return {"flops": 1e9, "seconds": 1.0, "peak_bytes": 1, "parameters_trained": 1, "parameters_total": 1}
+
+def score(values):
+    return SimpleNamespace(items=values, clusters=np.arange(len(values)), value=float(values.mean()), aggregate="mean", higher_is_better=True)
+"""
+ACT = """
+if mode == "error":
+    1 / 0
+if mode == "exit":
+    sys.exit(0)
+if mode == "killed" and not os.path.exists(marker):
+    open(marker, "w").close()
+    os.kill(os.getpid(), 9)
+if mode == "sleep":
+    time.sleep(60)
+"""
+RECORD = """
+rng = np.random.default_rng(seed)
+for arm in ("a", "b"):
+    run = SimpleNamespace(arm=arm, task="stub", data="none", data_hash="0", seed=seed, budget=Budget(), settings={}, cost=Cost(), scores={"accuracy": score(rng.random(20))})
+    mmkit.record(run, mode=mode)
+"""
+PARAMETERS = 'seed: int = 0  # the seed\nmode: str = "fine"  # what happens\nmarker: str = ""  # a file'
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """A notebook that records two arms, or fails as it is told; returns (notebook, function that makes a plan)."""
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MMKIT_PROFILE", "lab")
+    cells = [
+        nbformat.v4.new_code_cell(source, id=f"{name}-cell") for name, source in (("setup", BODY), ("parameters", PARAMETERS), ("act", ACT), ("record", RECORD))
+    ]
+    cells[1].metadata["tags"] = ["parameters"]
+    path = tmp_path / "20_stub.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+
+    def make(**entry):
+        return plan.Plan.model_validate({"name": "stub", "title": "Stub", "notebooks": [{"notebook": str(path)} | entry]})
+
+    return path, make
+
+
+def quiet(_line):
+    return None
+
+
+def rows(batch):
+    return sorted((r.row["arm"], r.row["seed"], r.row["scores"]["accuracy"]) for r in batch.results)
+
+
+def undisturbed(seeds):
+    """What the stub records, computed here."""
+    expected = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        expected += [(arm, seed, float(rng.random(20).mean())) for arm in ("a", "b")]
+    return sorted(expected)
+
+
+def test_done_is_kept_and_changes_run_again(stub, tmp_path):
+    path, make = stub
+    said = []
+    batch = runner.run_plan(make(seeds=2), workers=2, say=said.append)
+    assert batch.complete and rows(batch) == undisturbed([0, 1])
+    assert sum("done" in line for line in said) == 2
+    folder = tmp_path / "runs" / "stub"
+    first = {key.name: (key / "record.json").stat().st_mtime_ns for key in folder.iterdir() if (key / "record.json").exists()}
+    assert {file.name for key in first for file in (folder / key).iterdir()} == {
+        "notebook.ipynb",
+        "record.json",
+        "results.jsonl",
+        "items",
+        "run.json",
+        "stderr.txt",
+    }
+
+    again = runner.run_plan(make(seeds=2), workers=2, say=quiet)
+    assert rows(again) == rows(batch)
+    assert all((folder / key / "record.json").stat().st_mtime_ns == stamp for key, stamp in first.items())
+
+    changed = runner.run_plan(make(seeds=[0], parameters={"mode": "other"}), say=quiet)
+    assert [r.condition["mode"] for r in changed.results] == ["other", "other"], "only the runs asked for last are read"
+
+    notebook = nbformat.read(path, 4)
+    notebook.cells[3].source += "\nprint('changed')"
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("prose is no code", id="prose-cell"))
+    keys = {run.key for run in plan.expand(make(seeds=2))}
+    nbformat.write(notebook, path)
+    assert keys == set(first) and not keys & {run.key for run in plan.expand(make(seeds=2))}
+
+
+def test_failures_are_kept_with_their_cell(stub, tmp_path):
+    _, make = stub
+    entry = {"parameters": {"marker": str(tmp_path / "killed")}, "grid": {"mode": ["error", "exit", "killed"]}, "seeds": [3]}
+    batch = runner.run_plan(make(**entry), workers=2, say=quiet)
+    failed = {failure["label"].split("mode=")[1].split()[0]: failure for failure in batch.failures}
+    assert set(failed) == {"error", "exit"} and not batch.missing
+    assert failed["error"]["kind"] == "cell error" and failed["error"]["cell"] == "act-cell" and "ZeroDivisionError" in failed["error"]["message"]
+    assert failed["error"]["attempts"] == 1, "an error of the notebook's own is not tried twice"
+    assert failed["exit"]["cell"] == "act-cell" and "SystemExit" in failed["exit"]["message"]
+    assert (tmp_path / "runs" / "stub" / "failed" / failed["error"]["key"] / "notebook.ipynb").exists()
+    assert sorted({r.condition["mode"] for r in batch.results}) == ["killed"], "a killed kernel is tried once more"
+
+
+def test_the_time_limit_ends_everything(stub, tmp_path, monkeypatch):
+    _, make = stub
+    monkeypatch.setattr(execute, "MACHINE_FAULTS", ())  # tried once, to spare the test the second wait
+    batch = runner.run_plan(make(parameters={"mode": "sleep"}, timeout_s=4), say=quiet)
+    assert batch.failures[0]["kind"] == "time limit" and "4 s" in batch.failures[0]["message"]
+    assert not [p for p in execute.psutil.process_iter() if "MMKIT_RUN_DIR" in environment_of(p) and str(tmp_path) in environment_of(p)["MMKIT_RUN_DIR"]]
+
+
+def environment_of(process):
+    try:
+        return process.environ()
+    except execute.psutil.Error:
+        return {}
+
+
+def test_kill_and_resume_equal_undisturbed(stub, tmp_path):
+    _, make = stub
+    whole = make(seeds=2)
+    file = tmp_path / "stub.yaml"
+    file.write_text(yaml.safe_dump(whole.model_dump()), encoding="utf-8")
+    folder = tmp_path / "runs" / "stub"
+    command = [sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, workers=1)"]
+    process = subprocess.Popen(command, cwd=Path(runner.__file__).parents[2], stdout=subprocess.DEVNULL)
+    wait_for(lambda: any((key / "record.json").exists() for key in folder.glob("[0-9a-f]*")))
+    with pytest.raises(MmkitError, match=rf"'stub' is being run already, by process {process.pid}: wait for it, or end it"):
+        runner.run_plan(whole, say=quiet)
+    wait_for(lambda: list(folder.glob(".tmp-*/notebook.ipynb")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {key.name for key in folder.glob("[0-9a-f]*") if (key / "record.json").exists()}
+    wait_for(lambda: not [p for p in execute.psutil.process_iter() if environment_of(p).get("MMKIT_RUN_DIR", "").startswith(str(folder))])
+    said = []
+    resumed = runner.run_plan(whole, workers=2, say=said.append)
+    assert resumed.complete and f"{len(done)} of 2 runs are there already" in said[0] and not list(folder.glob(".tmp-*"))
+    assert rows(resumed) == undisturbed(range(2))
+
+
+def wait_for(condition, seconds=40):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)

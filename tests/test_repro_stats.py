@@ -1,0 +1,157 @@
+"""Intervals and tests against closed forms, scipy, slow twins and simulation."""
+
+import numpy as np
+import pytest
+from repro_data import claim
+from scipy import stats as scipy_stats
+
+from mmkit.repro import claims, stats
+
+
+def term(values, weight=1.0, space="test", count=None):
+    values = np.asarray(values, dtype=float)
+    count = np.ones_like(values) if count is None else np.broadcast_to(np.asarray(count, dtype=float), values.shape)
+    return stats.Term(values * count, count, weight, space)
+
+
+def crossed(rng, seeds, clusters, of_seed, of_cluster, of_cell):
+    """Null differences with seed, cluster and cell noise, (S, C)."""
+    return rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_cluster, clusters) + rng.normal(0, of_cell, (seeds, clusters))
+
+
+def naive_draw(rng, terms):
+    """One crossed bootstrap draw by loops over seeds, clusters and terms."""
+    seeds = len(terms[0].total)
+    picked = {space: rng.integers(0, C, C) for space, C in {t.space: t.total.shape[1] for t in terms}.items()}
+    effect = 0.0
+    for seed in rng.integers(0, seeds, seeds):
+        for t in terms:
+            total = sum(t.total[seed, cluster] for cluster in picked[t.space])
+            effect += t.weight * total / sum(t.count[seed, cluster] for cluster in picked[t.space]) / seeds
+    return effect
+
+
+def test_crossed_draws_equal_a_naive_loop():
+    rng = np.random.default_rng(0)
+    count = rng.integers(1, 4, 8)
+    terms = [
+        term(crossed(rng, 5, 8, 1, 1, 1), count=count),
+        term(crossed(rng, 5, 8, 1, 0, 1), -1.0, count=count),
+        term(crossed(rng, 5, 6, 0, 1, 1), 0.5, "other"),
+    ]
+    slow = np.array([naive_draw(rng, terms) for _ in range(4000)])
+    fast = stats.crossed_draws(terms, draws=20_000)
+    levels = [0.025, 0.25, 0.5, 0.75, 0.975]
+    assert np.allclose(np.quantile(slow, levels), np.quantile(fast, levels), atol=0.06 * fast.std() + 0.03 * abs(fast).max())
+    assert scipy_stats.ks_2samp(slow, fast).pvalue > 0.01
+
+
+def test_clusters_of_a_seed_of_its_own_are_drawn_within_it():
+    rng = np.random.default_rng(1)
+    values, count = np.zeros((4, 40)), np.zeros((4, 40))
+    for seed in range(4):
+        values[seed, seed * 10 : seed * 10 + 10], count[seed, seed * 10 : seed * 10 + 10] = rng.normal(0, 1, 10), 1
+    nested = stats.Term(values, count, 1.0, "test")
+    weights = stats._multinomial(rng, stats._blocks(count > 0), 50)
+    assert (weights.reshape(50, 4, 10).sum(axis=2) == 10).all()
+    assert stats.two_way_variance([nested])[0] == pytest.approx(nested.means.var(ddof=1) / 4)
+
+
+def test_seeds_alone_give_students_interval():
+    effects = np.random.default_rng(2).normal(0.3, 1, 12)
+    estimate = stats.paired_bootstrap([term(effects[:, None], space=None)], draws=200_000)
+    expected = scipy_stats.t.interval(0.95, 11, effects.mean(), scipy_stats.sem(effects))
+    assert estimate.error == pytest.approx(scipy_stats.sem(effects)) and estimate.df == pytest.approx(11) and estimate.clusters == 0
+    assert np.allclose([estimate.low, estimate.high], expected, atol=0.08 * (expected[1] - expected[0]))
+
+
+def test_two_way_variance_is_that_of_the_effect():
+    rng = np.random.default_rng(3)
+    made = [crossed(rng, 6, 30, 0.3, 1.0, 2.0) for _ in range(2000)]
+    truth = 0.3**2 / 6 + 1.0 / 30 + 4.0 / 180
+    assert np.mean([stats.two_way_variance([term(values)])[0] for values in made]) == pytest.approx(truth, rel=0.03)
+    assert np.var([values.mean() for values in made]) == pytest.approx(truth, rel=0.08)
+    plain = np.mean([stats.crossed_draws([term(values)], draws=200).var() for values in made[:100]])
+    assert plain > 1.3 * truth, "unscaled, crossed draws are too wide: that is why they are scaled"
+    scaled = np.concatenate([term(values).total for values in made[:1]])
+    same = np.repeat(scaled[:1], 6, axis=0)
+    assert stats.two_way_variance([term(same)])[0] == pytest.approx(same[0].var(ddof=1) / 30), "equal seeds leave the clusters' variance"
+
+
+def test_terms_on_one_split_share_their_clusters():
+    rng = np.random.default_rng(4)
+    by_cluster = rng.normal(0, 1, 50)
+    first, second = by_cluster + rng.normal(0, 0.01, (6, 50)), by_cluster + rng.normal(0, 0.01, (6, 50))
+    shared = stats.paired_bootstrap([term(first), term(second, -1.0)], draws=2000)
+    apart = stats.paired_bootstrap([term(first), term(second, -1.0, "another split")], draws=2000)
+    assert shared.error < 0.05 * apart.error and (shared.clusters, apart.clusters) == (50, 100)
+
+
+@pytest.mark.parametrize("number", [5, 8, 12])
+def test_sign_flip_equals_scipy(number):
+    effects = np.random.default_rng(number).normal(0.4, 1, number)
+    reference = scipy_stats.permutation_test((effects,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert stats.sign_flip(effects) == pytest.approx(reference.pvalue)
+
+
+def test_sign_flip_of_many_seeds_is_simulated():
+    effects = np.random.default_rng(5).normal(0.3, 1, 13)
+    reference = scipy_stats.permutation_test((effects,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert stats.sign_flip(effects) == pytest.approx(reference, rel=0.1)
+    assert stats.sign_flip(np.ones(5)) == 2 / 32 and stats.sign_flip(np.ones(6)) == 2 / 64 and stats.sign_flip(np.zeros(6)) == 1.0
+
+
+def test_holm_by_hand():
+    assert np.allclose(stats.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert np.allclose(stats.holm([0.6, 0.7]), [1.0, 1.0]) and np.allclose(stats.holm([0.02]), [0.02])
+
+
+def test_tost_agrees_with_two_t_tests():
+    drawn = np.random.default_rng(6).normal(0, 1, 10)
+    for mean, margin in ((0.0, 1.0), (0.5, 1.0), (1.2, 1.0), (0.0, 0.2)):
+        effects = mean + 0.5 * (drawn - drawn.mean()) / drawn.std(ddof=1)
+        above = scipy_stats.ttest_1samp(effects, -margin, alternative="greater").pvalue
+        below = scipy_stats.ttest_1samp(effects, margin, alternative="less").pvalue
+        assert abs(max(above, below) - 0.05) > 0.02, "a clear case, so that drawing cannot decide it"
+        assert stats.tost(stats.paired_bootstrap([term(effects[:, None], space=None)]), margin) == (max(above, below) < 0.05)
+
+
+def test_smallest_detectable_is_found_four_times_in_five():
+    estimate = stats.paired_bootstrap([term(np.random.default_rng(7).normal(0, 1, (10, 1)), space=None)], draws=100)
+    shift, critical = stats.smallest_detectable(estimate) / estimate.error, scipy_stats.t.ppf(0.975, 9)
+    assert scipy_stats.nct.sf(critical, 9, shift) == pytest.approx(0.8, abs=0.03)
+
+
+def test_probability_of_improvement_counts_ties_half():
+    assert stats.probability_of_improvement(np.array([1.0, 2.0, 0.0, -1.0])) == 0.625
+
+
+def false_alarms(of_seed, of_cluster, of_cell, *, seeds=10, clusters=60, captions=3, repeats=300):
+    """Shares of null comparisons called different: by the verdict, by its interval alone, and by counting every item."""
+    declared = claims.Claim.model_validate(claim(smallest_effect=1e-9))
+    hits = np.zeros(3)
+    for repeat in range(repeats):
+        rng = np.random.default_rng([8, repeat])
+        items = crossed(rng, seeds, clusters, of_seed, of_cluster, of_cell)[..., None] + rng.normal(0, of_cell, (seeds, clusters, captions))
+        estimate = stats.paired_bootstrap([stats.Term(items.sum(axis=2), np.full((seeds, clusters), float(captions)), 1.0, "test")], draws=1000, seed=repeat)
+        verdict, _ = claims.decide(declared, estimate, max(claims.two_way_p(estimate), stats.sign_flip(estimate.effects)))
+        naive = abs(items.mean()) > 1.96 * items.std() / np.sqrt(items.size)
+        hits += [verdict in ("supported", "contradicted"), not estimate.low <= 0 <= estimate.high, naive]
+    return hits / repeats
+
+
+@pytest.mark.parametrize("noise", [(0.0, 0.5, 1.0), (0.1, 0.0, 1.0), (0.0, 0.0, 1.0)], ids=["clustered", "seeds differ", "independent"])
+def test_a_verdict_errs_as_often_as_it_says(noise):
+    verdict, interval, naive = false_alarms(*noise)
+    assert verdict <= 0.07 and 0.02 <= interval <= 0.075
+    if noise[1]:
+        assert naive > 0.3, "counting every caption as a witness must fail the same test"
+
+
+def test_two_thousand_clusters_and_twenty_seeds_take_about_a_second():
+    import time
+
+    values = np.random.default_rng(9).normal(0, 1, (2, 20, 2000))
+    start = time.perf_counter()
+    stats.paired_bootstrap([term(values[0]), term(values[1], -1.0)])
+    assert time.perf_counter() - start < 5  # 0.7 s on an idle core; the rest is for busy machines
