@@ -89,12 +89,12 @@ def report_(
     typer.echo(f"the report: {report.export(plan, out=out, publish=publish)}")
 
 
-@app.command()
-def lab() -> None:
-    """Open JupyterLab on the notebooks."""
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(context: typer.Context) -> None:
+    """Open JupyterLab on the notebooks; further options are JupyterLab's, for example --no-browser."""
     from mmkit import notebooks
 
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab"], cwd=notebooks.folder()).returncode)
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", *context.args], cwd=notebooks.folder()).returncode)
 
 
 @data.command("list")

@@ -36,11 +36,15 @@ def _session_folders(tmp_path_factory):
 
 @pytest.fixture
 def mmkit(tmp_path):
-    """Run the command line as a user would: `mmkit("data", "list")` -> completed process with text output."""
+    """Run the command line as a user would: `mmkit("data", "list")` -> completed process with text output, and in `seconds`
+    its processor time, which a busy machine does not lengthen."""
 
     def call(*arguments, check=None, timeout=300, cwd=ROOT, **environment):
         command = [sys.executable, "-m", "mmkit.cli", *map(str, arguments)]
+        before = os.times()
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env={**os.environ, **environment})
+        after = os.times()
+        done.seconds = after.children_user + after.children_system - before.children_user - before.children_system
         if check is not None:
             assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

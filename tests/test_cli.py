@@ -4,20 +4,30 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib import metadata
 
 import pytest
 
-from mmkit import doctor
+from mmkit import cli, doctor
 from mmkit.doctor import Row
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Run the command line in this process: returns exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mmkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
 def test_help_answers_at_once(mmkit):
-    mmkit("--help", check=0)
-    start = time.perf_counter()
     done = mmkit("--help", check=0)
-    assert time.perf_counter() - start < 1
+    assert done.seconds < 1
     for command in ("doctor", "run", "reproduce", "report", "lab", "data", "notebook"):
         assert f"  {command} " in done.stdout
 
@@ -26,11 +36,26 @@ def test_the_command_is_installed():
     assert metadata.entry_points(group="console_scripts", name="mmkit")["mmkit"].value == "mmkit.cli:main"
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("data",), ("data", "prepare"), ("data", "add"), ("notebook",), ("notebook", "check"), ("reproduce",), ("report",)])
-def test_every_command_explains_itself_without_torch(command):
-    code = "import sys\nfrom mmkit.cli import app\ntry:\n    app()\nfinally:\n    print([name for name in ('torch', 'pandas', 'papermill') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True)
-    assert "Usage:" in done.stdout and done.stdout.strip().endswith("[]")
+def test_every_command_explains_itself_without_heavy_imports():
+    code = """
+import sys
+import typer
+from mmkit.cli import app
+
+def visit(command, words):
+    for name, inner in getattr(command, "commands", {}).items():
+        visit(inner, [*words, name])
+    try:
+        app([*words, "--help"])
+    except SystemExit as end:
+        assert end.code == 0, words
+
+visit(typer.main.get_command(app), [])
+print("heavy:", [name for name in ("torch", "pandas", "papermill", "jupyter_client") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage:") >= 14 and done.stdout.endswith("heavy: []\n")
 
 
 ERRORS = {
@@ -48,21 +73,43 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_an_error_of_use_is_one_line_and_exit_code_2(mmkit, kind):
+def test_an_error_of_use_is_one_line_and_exit_code_2(here, kind):
     command, message = ERRORS[kind]
-    done = mmkit(*command, check=2)
-    assert done.stderr.startswith("mmkit: ") and done.stderr.count("\n") == 1 and message in done.stderr
-    assert "Traceback" not in done.stderr and not done.stdout
+    code, output, errors = here(*command)
+    assert code == 2 and errors.startswith("mmkit: ") and errors.count("\n") == 1 and message in errors
+    assert not output
 
 
-def test_an_unknown_command_names_the_nearest(mmkit):
-    assert "Did you mean 'doctor'?" in mmkit("docter", check=2).stderr
+def test_an_error_of_use_shows_no_traceback(mmkit):
+    done = mmkit("run", "no_such_notebook", check=2)
+    assert done.stderr.startswith("mmkit: unknown notebook 'no_such_notebook'") and done.stderr.count("\n") == 1
 
 
-def test_notebook_check_lists_breaches_and_fails(mmkit, tmp_path):
+def test_an_unknown_command_names_the_nearest(here):
+    code, _, errors = here("docter")
+    assert code == 2 and "Did you mean 'doctor'?" in errors
+
+
+def test_notebook_check_lists_breaches_and_fails(here, tmp_path):
     (tmp_path / "05_broken.ipynb").write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    done = mmkit("notebook", "check", tmp_path / "05_broken.ipynb", check=1)
-    assert "05_broken.ipynb: there is no section `## Exercises`" in done.stdout
+    code, output, _ = here("notebook", "check", tmp_path / "05_broken.ipynb")
+    assert code == 1 and "05_broken.ipynb: there is no section `## Exercises`" in output
+
+
+def test_lab_opens_in_the_folder_of_the_notebooks(here, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli.subprocess, "run", lambda command, cwd: calls.append((command, cwd.name)) or subprocess.CompletedProcess(command, 3))
+    assert here("lab", "--no-browser", "--port=9")[0] == 3
+    assert calls == [([sys.executable, "-m", "jupyterlab", "--no-browser", "--port=9"], "notebooks")]
+
+
+@pytest.mark.notebooks
+def test_a_run_that_fails_says_where_and_is_kept(mmkit, tmp_path):
+    done = mmkit("run", "00", "--profile", "smoke", "-p", "data=scenez", check=2, MMKIT_RUNS=str(tmp_path))
+    [kept] = (tmp_path / "interactive").glob("00_start_here-smoke-*.ipynb")
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("mmkit: 00_start_here.ipynb did not finish: cell pictures raised MmkitError: unknown data") and "did you mean 'scenes'?" in message
+    assert message.endswith(f"what ran is in {kept}")
 
 
 @pytest.mark.notebooks
@@ -94,9 +141,8 @@ def rows(name, found=None):
 
 
 def test_doctor_passes_here_quickly_and_names_no_folder(mmkit, tmp_path):
-    start = time.perf_counter()
     done = mmkit("doctor", check=0)
-    assert time.perf_counter() - start < 10
+    assert done.seconds < 10
     for name in ("Python", "cores", "memory", "torch", "transformers", "timm", "device", "threads", "weights minilm", "data folder", "mirror", "kernel python3", "mmkit"):
         assert any(line.split(maxsplit=1)[1].startswith(name) for line in done.stdout.splitlines() if line), f"{name} is missing\n{done.stdout}"
     for private in (os.environ["MMKIT_DATA"], os.path.expanduser("~"), sys.prefix):
@@ -104,16 +150,19 @@ def test_doctor_passes_here_quickly_and_names_no_folder(mmkit, tmp_path):
     assert "checks pass" in done.stdout.splitlines()[-1]
 
 
-def test_doctor_on_a_broken_machine(mmkit, tmp_path):
-    """A data folder that cannot be (below a file: root may write anywhere else), a mirror that is not, no kernel."""
+def test_doctor_on_a_broken_machine(here, monkeypatch, tmp_path):
+    """A data folder that cannot be (below a file: root may write anywhere else), and a mirror that is not there."""
     (tmp_path / "file").touch()
-    environment = {"MMKIT_DATA": str(tmp_path / "file" / "data"), "MMKIT_MIRROR": str(tmp_path / "gone")}
-    found = [Row(**row) for row in json.loads(mmkit("doctor", "--json", check=1, **environment).stdout)]
+    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "file" / "data"))
+    monkeypatch.setenv("MMKIT_MIRROR", str(tmp_path / "gone"))
+    code, output, _ = here("doctor", "--json")
+    found = [Row(**row) for row in json.loads(output)]
     [folder], [mirror] = rows("data folder", found), rows("mirror", found)
-    assert folder.state == mirror.state == "broken"
+    assert code == 1 and folder.state == mirror.state == "broken"
     assert "cannot be written" in folder.finding and folder.remedy == "point MMKIT_DATA at a folder you can write"
     assert mirror.finding == "$MMKIT_MIRROR is no folder"
     assert rows("Python", found)[0].state == "ok", "the other checks still run"
+    assert "BROKEN  data folder" in here("doctor")[1] and here("doctor")[1].splitlines()[-1].startswith("2 of ")
 
 
 def test_doctor_names_missing_and_old_packages(monkeypatch):

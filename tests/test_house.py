@@ -1,6 +1,7 @@
 """The house keeps its own rules: one list of requirements, commands that exist, rooms on their floors, small files, nothing that names a machine."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -230,6 +231,13 @@ def test_an_old_python_is_refused_in_words(clone):
     done, calls = clone("test", "PYTHON=./fake", FAKE_OLD="1")
     assert done.returncode != 0 and not calls
     assert "mmkit needs Python 3.11 or newer; found: Python 3.x. Install one, or name it: make PYTHON=" in done.stderr
+
+
+def test_continuous_integration_runs_make_test_on_the_oldest_python():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK) and "set -euo pipefail" in script.read_text() and script.read_text().splitlines()[-1] == "make test"
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]["test"]
+    assert f">={job['strategy']['matrix']['python'][0]}" == PYPROJECT["project"]["requires-python"] and job["steps"][-1] == {"run": "make test"}
 
 
 # --- benchmarks ---------------------------------------------------------------------------------------------------------

@@ -88,9 +88,15 @@ def test_every_arm_has_a_look_of_its_own(shown):
         assert axes[1].get_xscale() == "log"
 
 
-def test_one_html_file_without_code_or_network(tmp_path, batch, monkeypatch):
+def test_one_html_file_without_code_or_network(tmp_path, batch, monkeypatch, capsys):
     monkeypatch.setenv("MMKIT_RUNS", str(tmp_path))
-    text = report.export("toy").read_text(encoding="utf-8")
+    monkeypatch.setattr(runner, "run_plan", lambda plan, workers, dry_run: batch)
+    assert report.reproduce("toy") == 1, "a run failed"
+    said = capsys.readouterr().out
+    assert "✔ C1 supported: holistic is more accurate (+0." in said and "FAILED 06_head_to_head seed=8: ValueError: boom" in said
+    path = tmp_path / "toy" / "report.html"
+    assert said.endswith(f"the report: {path}\n")
+    text = path.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>") and "✔ supported" in text and "nothing was recorded for this" in text and "boom" in text
     assert not re.search(r"https?://|<script|<link|import numpy|BEGIN SOLUTION|You will learn|sign_flip_p", text)
     images = re.findall(r"<img[^>]*>", text)

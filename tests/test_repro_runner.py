@@ -118,6 +118,21 @@ def test_done_is_kept_and_changes_run_again(stub, tmp_path):
     assert keys == set(first) and not keys & {run.key for run in plan.expand(make(seeds=2))}
 
 
+def test_a_dry_run_only_says(stub, tmp_path):
+    _, make = stub
+    said = []
+    batch = runner.run_plan(make(seeds=2), dry_run=True, say=said.append)
+    assert [line[:5] for line in said] == ["to do", "to do", "2 run"] and said[-1] == "2 runs, 0 done" and len(batch.missing) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(stub, tmp_path):
+    _, make = stub
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(MmkitError, match="cannot write in .*runs.stub .*: free some space, or point MMKIT_RUNS at a folder you can write"):
+        runner.run_plan(make(seeds=2), say=quiet)
+
+
 def test_failures_are_kept_with_their_cell(stub, tmp_path):
     _, make = stub
     entry = {"parameters": {"marker": str(tmp_path / "killed")}, "grid": {"mode": ["error", "exit", "killed"]}, "seeds": [3]}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,13 +128,15 @@ def evaluate(claims: Iterable[Claim], results: Sequence[Result], *, incomplete: 
     Raises: MmkitError when a term matches no result, or several of one seed; it lists what there is.
     """
     measured = [_measure(claim, results, incomplete=incomplete, draws=draws) for claim in claims]
+    adjusted = {}
+    for family in {verdict.claim.family for verdict in measured}:
+        members = [verdict for verdict in measured if verdict.claim.family == family]
+        adjusted |= dict(zip((verdict.claim.id for verdict in members), map(float, stats.holm([verdict.p for verdict in members])), strict=True))
     verdicts = []
     for verdict in measured:
-        family = [other.p for other in measured if other.claim.family == verdict.claim.family]
-        place = [other.claim.id for other in measured if other.claim.family == verdict.claim.family].index(verdict.claim.id)
-        adjusted = float(stats.holm(family)[place])
-        name, reason = (verdict.verdict, verdict.reason) if verdict.verdict else decide(verdict.claim, verdict.estimate, adjusted)
-        verdicts.append(Verdict(**{**vars(verdict), "p_holm": adjusted, "verdict": name, "reason": reason}))
+        p = adjusted[verdict.claim.id]
+        name, reason = (verdict.verdict, verdict.reason) if verdict.verdict else decide(verdict.claim, verdict.estimate, p)
+        verdicts.append(replace(verdict, p_holm=p, verdict=name, reason=reason))
     return verdicts
 
 
@@ -176,14 +178,9 @@ def _measure(claim: Claim, results: Sequence[Result], *, incomplete: bool, draws
         terms = [_log2(claim, number, term) for number, term in enumerate(terms)]
     estimate = stats.paired_bootstrap(terms, draws=draws)
     p = two_way_p(estimate)
-    used = [found[seed] for found in matched for seed in seeds]
-    barred = (
-        "a smoke run"
-        if any(result.row["profile"] == "smoke" for result in used)
-        else f"{len(seeds)} seeds, at least {FEWEST_SEEDS} are needed"
-        if len(seeds) < FEWEST_SEEDS
-        else ""
-    )
+    smoke = any(found[seed].row["profile"] == "smoke" for found in matched for seed in seeds)
+    few = f"{len(seeds)} seeds, at least {FEWEST_SEEDS} are needed" if len(seeds) < FEWEST_SEEDS else ""
+    barred = "a smoke run" if smoke else few
     return Verdict(
         claim,
         "not evidence" if barred else "",

@@ -72,28 +72,26 @@ def _attempt(run: Planned, work: Path, stop: threading.Event | None) -> dict | N
             [sys.executable, "-m", "mmkit.repro.execute", str(work)],
             stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=work, start_new_session=True,
         )  # fmt: skip
-        limit, failure = time.monotonic() + run.timeout_s, None
-        try:
-            while process.poll() is None:
-                if stop is not None and stop.is_set():
-                    raise Stopped
-                if time.monotonic() > limit:
-                    failure = {"kind": "time limit", "message": f"not done after {run.timeout_s:g} s"} | broken_cell(work / "notebook.ipynb")
-                    break
-                time.sleep(0.05)
-        finally:
-            if process.poll() is None or process.returncode != 0:
-                end_processes(work)
-            process.stdin.close()
-            process.wait()
-            if stop is not None and stop.is_set() and process.returncode != 0:
-                shutil.rmtree(work, ignore_errors=True)
-    if failure is None and process.returncode != 0:
-        told = work / "failure.json"
-        tail = (work / "stderr.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        died = {"kind": "process died", "message": " ".join([f"exit code {process.returncode}", *tail])}
-        failure = json.loads(told.read_text(encoding="utf-8")) if told.exists() else died | broken_cell(work / "notebook.ipynb")
-    return failure
+        limit, stopped, late = time.monotonic() + run.timeout_s, False, False
+        while process.poll() is None and not stopped and not late:
+            time.sleep(0.05)
+            stopped, late = stop is not None and stop.is_set(), time.monotonic() > limit
+        if process.returncode != 0:
+            end_processes(work)
+        process.stdin.close()
+        process.wait()
+    if stopped:
+        shutil.rmtree(work)
+        raise Stopped
+    if late:
+        return {"kind": "time limit", "message": f"not done after {run.timeout_s:g} s"} | broken_cell(work / "notebook.ipynb")
+    if process.returncode == 0:
+        return None
+    told = work / "failure.json"
+    if told.exists():
+        return json.loads(told.read_text(encoding="utf-8"))
+    tail = (work / "stderr.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return {"kind": "process died", "message": " ".join([f"exit code {process.returncode}", *tail])} | broken_cell(work / "notebook.ipynb")
 
 
 def end_processes(work: Path) -> None:

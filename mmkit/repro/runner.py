@@ -69,10 +69,10 @@ def run_plan(plan: Plan | str | Path, *, workers: int | None = None, dry_run: bo
     return load(folder)
 
 
-def _make(folder: Path, todo: list[Planned], total: int, workers: int, say: Callable[[str], None]) -> None:
+def _make(folder: Path, waiting: list[Planned], total: int, workers: int, say: Callable[[str], None]) -> None:
     """Run what is to do in processes of their own, watched by threads; one line each as they end."""
-    if len(todo) < total:
-        say(f"{total - len(todo)} of {total} runs are there already")
+    if len(waiting) < total:
+        say(f"{total - len(waiting)} of {total} runs are there already")
     stop, began, width = threading.Event(), time.monotonic(), len(str(total))
 
     def timed(run: Planned) -> tuple[dict | None, float]:
@@ -80,13 +80,13 @@ def _make(folder: Path, todo: list[Planned], total: int, workers: int, say: Call
         return execute.dispatch(run, folder, stop), time.monotonic() - start
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = {pool.submit(timed, run): run for run in todo}
+        futures = {pool.submit(timed, run): run for run in waiting}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 failure, seconds = future.result()
-                left = (time.monotonic() - began) / number * (len(todo) - number)
+                left = (time.monotonic() - began) / number * (len(waiting) - number)
                 ended = f"FAILED in cell {failure.get('cell', '?')}: {failure['kind']}: {failure['message']}" if failure else "done"
-                say(f"[{total - len(todo) + number:>{width}}/{total}] {futures[future].label}: {ended} ({seconds:.0f} s, about {_minutes(left)} left)")
+                say(f"[{total - len(waiting) + number:>{width}}/{total}] {futures[future].label}: {ended} ({seconds:.0f} s, about {_minutes(left)} left)")
         except BaseException as error:  # Ctrl-C above all: nothing may go on running behind it
             stop.set()
             pool.shutdown(cancel_futures=True)

@@ -47,7 +47,7 @@ def train(
     kept. Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite, saying where.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     phase = Phase(steps=steps, parameters_trained=sum(p.numel() for p in parameters))
     history, best, best_weights = [], -math.inf, None
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()

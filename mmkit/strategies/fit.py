@@ -1,0 +1,174 @@
+"""One arm, trained once with one seed: `fit`."""
+
+import hashlib
+from dataclasses import replace
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmkit.errors import MmkitError
+from mmkit.models import Average
+from mmkit.strategies.arms import DERIVED, Arm, Stage, arm
+from mmkit.strategies.encoders import Encoders, features, fresh, self_supervised, tokenizer
+from mmkit.strategies.run import Budget, Run
+from mmkit.strategies.tuned import learning_rate
+from mmkit.training import Cost, Inputs, batches, choose, device, seeded, stream, train
+
+BATCH = 64
+
+
+def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Encoders(), lr: float | None = None, batch: int = BATCH, evaluate: tuple[str, ...] | None = None) -> Run:
+    """Train an arm on `budget.pairs` of the task's training pairs and score it on the test split and every out-of-domain one.
+
+    Arms of one seed share the choice of pairs, their order and the head's first weights. lr: None takes the arm's tuned value
+    (`strategies/tuned.json`). evaluate: splits; None is `test` and all `ood_*`. Raises MmkitError for an unknown arm, more pairs
+    than there are, an empty split, or a loss that is not finite.
+    """
+    if name in DERIVED:
+        return _derived(name, task, budget=budget, seed=seed, encoders=encoders, lr=lr, batch=batch, evaluate=evaluate)
+    plan = arm(name)
+    if plan.single and plan.single not in task.modalities:
+        raise MmkitError(f"{name!r} is not defined for {task.name}: a single modality has nothing to be compared with")
+    lr = learning_rate(task.name, name) if lr is None else lr
+    rows = pairs(task, budget.pairs, seed)
+    words = tokenizer(task.dataset, encoders, language=task.language)
+    inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
+    cost = Cost()
+    model = _model(plan, task, encoders, words, seed=seed, cost=cost)
+    cost.parameters_total = sum(p.numel() for p in model.parameters())
+    splits = {split: torch.from_numpy(task.dataset.rows(split)) for split in _evaluated(task, evaluate)}
+    validation = torch.from_numpy(task.dataset.rows("val"))
+    inputs = replace(inputs, blank=plan.blank)
+    learn = inputs.shuffled(rows, stream(seed, "shuffle")) if plan.shuffled else inputs
+
+    frozen = all(not {"image", "text"} & set(stage.parts) for stage in plan.stages)
+    history, stages = [], _lengths(plan, budget, len(rows), min(batch, len(rows)))
+    if budget.flops is not None:
+        stages = _stretch(stages, budget.flops - cost.flops, lambda stage: _step_flops(model, task, learn, rows[:batch], stage))
+    for stage, steps in stages:
+        _unlock(model, stage)
+        if not {"image", "text"} & set(stage.parts) and (frozen or encoders.real):
+            used = torch.cat([rows, validation, *splits.values()]) if frozen else torch.cat([rows, validation])
+            given, phase = features(learn, model.image, model.text, rows=used.unique(), tokens=task.fusion == "cross_attention", key=_key(plan, task, encoders, seed, used))
+            cost.phases.setdefault("encode", phase)
+            if frozen:
+                inputs = given
+        else:
+            given = learn
+        drawn = stream(seed, f"texts/{stage.name}")
+        phase, log = train(
+            model, _objective(plan, task, model, given, drawn, seed), batches(rows, batch, stream(seed, f"order/{stage.name}")),
+            steps=steps, lr=lr, where=f"{name}, {stage.name}",
+            validate=lambda given=given: task.scores(model, replace(given, partner=None), validation)[task.metric].value,
+        )
+        cost.phases[stage.name], history = phase, history + log
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    scores = _scores(task, model, inputs, splits, blank=plan.blank is None and plan.single is None)
+    cost.peak_bytes = psutil.Process().memory_info().rss
+    settings = {**task.settings(), **encoders.describe(plan.start), "lr": lr, "batch": batch, "epochs": budget.epochs, "validation": max(h["validation"] for h in history)}
+    return Run(name, task.name, task.dataset.name, task.dataset.content, seed, budget, settings, scores, cost, history, model.eval())
+
+
+def pairs(task, count: int, seed: int) -> Tensor:
+    """The labelled pairs a seed may see: `count` rows of the training split; a larger count of the same seed contains them."""
+    rows = torch.from_numpy(task.dataset.rows("train"))
+    if count > len(rows):
+        raise MmkitError(f"pairs={count} exceeds the {len(rows)} labelled pairs of {task.dataset.name!r} (split train); pass pairs<={len(rows)}, or prepare a larger set")
+    return choose(rows, count, stream(seed, "pairs"))
+
+
+def _evaluated(task, evaluate: tuple[str, ...] | None) -> tuple[str, ...]:
+    return evaluate or ("test", *(split for split, size in task.dataset.splits.items() if split.startswith("ood_") and size))
+
+
+def _model(plan: Arm, task, encoders: Encoders, words, *, seed: int, cost: Cost) -> nn.Module:
+    vocabulary = len(words) if not encoders.real else 0
+    image, text = fresh(encoders, vocabulary, seed=seed, start=plan.start)
+    if plan.start == "pretrained" and not encoders.real:
+        dataset = task.dataset
+        source = dataset.rows("pool_text" if "pool_text" in dataset.splits else "train")
+        roles = sorted(dataset.texts["role"].unique())
+        ids = words([text for role in roles for text in dataset.texts_of(source, role=role, language=task.language)[0]])
+        cost.phases |= self_supervised(dataset, ids, image, text, encoders, vocabulary=vocabulary, language=task.language, seed=seed)
+    elif plan.start == "pretrained" and plan.name == "component":
+        raise MmkitError("component pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small")
+    if plan.single:
+        return task.build_single(plan.single, image if plan.single == "image" else text, seed=seed)
+    return task.build(image, text, seed=seed)
+
+
+def _objective(plan: Arm, task, model: nn.Module, inputs: Inputs, drawn: torch.Generator, seed: int):
+    if not plan.auxiliary:
+        return lambda rows: task.loss(model, inputs, rows, drawn)
+    if not task.modalities:
+        raise MmkitError(f"{plan.name!r} is not defined for {task.name}: a modality alone has no loss there")
+    heads = seeded(seed, "own heads", lambda: nn.ModuleDict({m: nn.Linear(getattr(model, m).summary_dim, len(task.classes)) for m in task.modalities}))
+    model.own_heads = heads.to(inputs.device)
+
+    def loss(rows: Tensor) -> Tensor:
+        image, text = model.encode(inputs.image(rows), inputs.text(inputs.one_text(rows, drawn)))
+        target = task.target[rows].to(inputs.device)
+        own = sum(F.cross_entropy(heads[m](encoded.summary), target) for m, encoded in (("image", image), ("text", text)))
+        return F.cross_entropy(model(image, text), target) + own
+
+    return loss
+
+
+def _unlock(model: nn.Module, stage: Stage) -> None:
+    for name, part in model.named_children():
+        for parameter in part.parameters():
+            parameter.requires_grad_(name in stage.parts or name == "own_heads")
+
+
+def _lengths(plan: Arm, budget: Budget, count: int, batch: int) -> list[tuple[Stage, int]]:
+    return [(stage, max(1, round(stage.share * budget.epochs * (count // batch)))) for stage in plan.stages]
+
+
+def _step_flops(model: nn.Module, task, inputs: Inputs, rows: Tensor, stage: Stage) -> float:
+    _unlock(model, stage)
+    with FlopCounterMode(display=False) as counter:
+        task.loss(model, inputs, rows, stream(0, "count")).backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[tuple[Stage, int]]:
+    planned = sum(steps * step_flops(stage) for stage, steps in stages)
+    factor = flops / planned
+    if factor <= 0 or any(round(steps * factor) < 1 for _, steps in stages):
+        raise MmkitError(f"budget.flops leaves {flops:.3g} FLOPs for training on pairs, less than a step of each stage; raise it above the pretraining's cost")
+    return [(stage, round(steps * factor)) for stage, steps in stages]
+
+
+def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
+    own = {} if encoders.real else {"seed": seed}
+    return {"what": "features", "version": 1, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.unique().numpy().tobytes()).hexdigest(),
+            "tokens": task.fusion == "cross_attention", **own, **encoders.describe(plan.start)}
+
+
+def _scores(task, model: nn.Module, inputs: Inputs, splits: dict[str, Tensor], *, blank: bool) -> dict:
+    scores = {}
+    for split, rows in splits.items():
+        prefix = "" if split == "test" else f"{split}/"
+        scores |= {prefix + key: score for key, score in task.scores(model, inputs, rows).items()}
+    return scores | (task.blank_scores(model, inputs, splits["test"]) if blank and "test" in splits else {})
+
+
+def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, **options) -> Run:
+    members = [fit(single, task, budget=budget, seed=seed, encoders=encoders, evaluate=evaluate, **options) for single in ("image_only", "text_only")]
+    phases = {f"{m.arm}/{key}": phase for m in members for key, phase in m.cost.phases.items()}
+    cost = Cost(phases, max(m.cost.peak_bytes for m in members), sum(m.cost.parameters_total for m in members))
+    history = [h for m in members for h in m.history]
+    if name == "best_single":
+        best = max(members, key=lambda m: m.settings["validation"])
+        return Run(name, task.name, best.data, best.data_hash, seed, budget, {**best.settings, "chosen": best.arm}, best.scores, cost, history, best.model)
+    model = Average([m.model for m in members]).eval()
+    words = tokenizer(task.dataset, encoders, language=task.language)
+    inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
+    splits = {split: torch.from_numpy(task.dataset.rows(split)) for split in _evaluated(task, evaluate)}
+    settings = {**members[0].settings, "lr": [m.settings["lr"] for m in members]}
+    return Run(name, task.name, members[0].data, members[0].data_hash, seed, budget, settings, _scores(task, model, inputs, splits, blank=False), cost, history, model)
