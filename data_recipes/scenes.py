@@ -145,6 +145,9 @@ def generate(*, both: float, image_share: float, either: float, label_noise: flo
     for name, share in {"both": both, "image_share": image_share, "either": either, "label_noise": label_noise}.items():
         if not 0 <= share <= 1:
             raise MmkitError(f"{name}={share} is a share: give a number from 0 to 1")
+    for name, size in {"train": train, "val": val, "test": test, "ood": ood, "pool": pool, "seed": seed}.items():
+        if size < 0:
+            raise MmkitError(f"{name}={size} is negative: give a whole number from 0 on")
     sizes = {"train": train, "val": val, "test": test, "ood_composition": ood, "ood_style": ood}
     codes, split = _draw_ids(np.random.RandomState(seed), sizes, pool, broad)
     labelled = sum(sizes.values())

@@ -10,10 +10,12 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_group: Tensor, galle
 
     queries (Q, D), gallery (G, D); a gallery row is a positive of a query when their groups (Q,), (G,) are equal, so that an
     image may have several captions. Wrong rows that tie with the best positive are counted before it: a constant model earns
-    the worst rank, not the best. Returns (Q,) int64. Raises ValueError when a query has no positive or a score is not finite.
+    the worst rank, not the best. Returns (Q,) int64. Raises ValueError when there is no query, a query has no positive or a score is not finite.
     """
     if queries.shape[1:] != gallery.shape[1:] or len(queries) != len(query_group) or len(gallery) != len(gallery_group):
         raise ValueError(f"shapes do not match: queries {tuple(queries.shape)} with {len(query_group)} groups, gallery {tuple(gallery.shape)} with {len(gallery_group)} groups")
+    if not len(queries):
+        raise ValueError("retrieval_ranks needs at least one query")
     ranks = []
     for start in range(0, len(queries), chunk):
         scores = queries[start : start + chunk] @ gallery.T

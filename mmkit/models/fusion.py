@@ -73,8 +73,6 @@ def fusion(name: str, image_encoder, text_encoder, **options) -> nn.Module:
 
 
 class _Joined(nn.Module):
-    PARTS = ("image", "text", "fusion", "head")
-
     def __init__(self, image_encoder: nn.Module, text_encoder: nn.Module):
         super().__init__()
         self.image, self.text = image_encoder, text_encoder

@@ -65,7 +65,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> Encoded:
         x = pixels.float()
-        if x.shape[-1] != self.size:
+        if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
         maps = self.body.forward_features(((x - 127) / 128).contiguous(memory_format=torch.channels_last))
         tokens = maps.flatten(2).transpose(1, 2)
@@ -107,7 +107,7 @@ def _transformers_text(weights: Weights) -> nn.Module:
     logging.disable_progress_bar()
 
     where = packaged(weights).parent if weights.package else weights.source
-    return HubText(_from_hub(weights, lambda: AutoModel.from_pretrained(where, attn_implementation="sdpa")), AutoTokenizer.from_pretrained(where))
+    return _from_hub(weights, lambda: HubText(AutoModel.from_pretrained(where, attn_implementation="sdpa"), AutoTokenizer.from_pretrained(where)))
 
 
 class HubVision(nn.Module):

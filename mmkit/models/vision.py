@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded
 
 
 def scaled(pixels: Tensor, size: int) -> Tensor:
     """uint8 (B, 3, H, W) -> float (B, 3, size, size) in [-1, 1], averaged down where the image is larger."""
     x = pixels.float() / 127.5 - 1
-    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return x if x.shape[-2:] == (size, size) else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 class CNN(nn.Module):
@@ -20,6 +21,8 @@ class CNN(nn.Module):
 
     def __init__(self, *, size: int = 32, width: int = 32, dim: int = 64, summary_dim: int = 128):
         super().__init__()
+        if size < 16 or size & (size - 1):
+            raise MmkitError(f"size={size} does not suit the CNN: give a power of two from 16 on, for example 32 or 64")
         self.size, self.dim, self.summary_dim = size, dim, summary_dim
         layers = [nn.Conv2d(3, width, 4, stride=4), nn.GroupNorm(4, width), nn.ReLU()]
         channels, side = width, size // 4

@@ -15,6 +15,11 @@ class Stage:
     parts: tuple[str, ...] = EVERYTHING
     share: float = 1.0
 
+    @property
+    def locked(self) -> bool:
+        """Whether both encoders stay as they are."""
+        return not {"image", "text"} & set(self.parts)
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -9,14 +9,13 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmkit.data import PairedDataset, cached
 from mmkit.errors import MmkitError, unknown
 from mmkit.models import CNN, GRU, PRETRAINED, TextTransformer, ViT, WordTokenizer, pretrained
 from mmkit.models.encoded import Encoded
 from mmkit.strategies.unimodal import image_objective, pretrain, text_objective
-from mmkit.training import Inputs, Phase, encode_all, seeded
+from mmkit.training import Inputs, Phase, encode_all, flops_of, seeded
 
 IMAGE = {"cnn": CNN, "vit": ViT}
 TEXT = {"transformer": TextTransformer, "gru": GRU}
@@ -46,6 +45,16 @@ class Encoders:
     @property
     def real(self) -> bool:
         return self.image in PRETRAINED
+
+    @classmethod
+    def suited(cls, dataset: PairedDataset, arm: str) -> "Encoders":
+        """What the notebooks use: small encoders for small images; for photos (96 pixels and more) the real ones wherever an arm starts
+        from given weights, and small ones on 64 pixels where it trains its own. Encoders that are fine-tuned see smaller photos, for time."""
+        if dataset.images.shape[1] < 96:
+            return cls()
+        if arm in ("frozen", "holistic", "lp_ft"):
+            return cls(image="efficientnet_lite0", text="minilm", size=192 if arm == "frozen" else 128)
+        return cls(size=64)
 
     def describe(self, start: str) -> dict:
         """For a record: the encoders, and where their first weights come from."""
@@ -87,7 +96,7 @@ def fresh(encoders: Encoders, words: int, *, seed: int, start: str) -> tuple[nn.
     return seeded(seed, "image", IMAGE[encoders.image], size=encoders.size), seeded(seed, "text", TEXT[encoders.text], words)
 
 
-def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text: nn.Module, encoders: Encoders, *, vocabulary: int, language: str, seed: int) -> dict[str, Phase]:
+def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text: nn.Module, encoders: Encoders, *, vocabulary: int, language: str, seed: int, device: torch.device) -> dict[str, Phase]:
     """Pretrain both encoders in place, each on its own pool: images without texts, texts without images. Kept in the cache by content.
 
     A set without pools lends its training images and its training texts, unpaired. Returns each phase's cost."""
@@ -98,8 +107,8 @@ def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text:
 
     def compute() -> dict[str, Tensor]:
         phases = {}
-        phases["image"], _ = pretrain(image_objective(image, seed=seed), lambda part: dataset.pixels(part.numpy()), rows, epochs=encoders.epochs, batch=encoders.batch, lr=encoders.lr, seed=seed, where="pretraining the image encoder")
-        phases["text"], _ = pretrain(text_objective(text, vocabulary, seed=seed), lambda part: _cut(texts[part]), torch.arange(len(texts)), epochs=encoders.epochs, batch=encoders.batch, lr=encoders.lr, seed=seed, where="pretraining the text encoder")
+        phases["image"], _ = pretrain(image_objective(image, seed=seed).to(device), lambda part: dataset.pixels(part.numpy()).to(device), rows, epochs=encoders.epochs, batch=encoders.batch, lr=encoders.lr, seed=seed, where="pretraining the image encoder")
+        phases["text"], _ = pretrain(text_objective(text, vocabulary, seed=seed).to(device), lambda part: _cut(texts[part]).to(device), torch.arange(len(texts)), epochs=encoders.epochs, batch=encoders.batch, lr=encoders.lr, seed=seed, where="pretraining the text encoder")
         kept = {f"{name}/{key}": value for name, model in (("image", image), ("text", text)) for key, value in model.state_dict().items()}
         return kept | {f"cost/{name}": torch.tensor([p.flops, p.seconds, p.steps, p.parameters_trained], dtype=torch.float64) for name, p in phases.items()}
 
@@ -109,31 +118,40 @@ def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text:
     return {f"pretrain_{name}": Phase(*(kind(v) for kind, v in zip((float, float, int, int), kept[f"cost/{name}"].tolist()))) for name in ("image", "text")}
 
 
-def features(inputs: Inputs, image: nn.Module, text: nn.Module, *, rows: Tensor, tokens: bool, key: dict | None) -> tuple[Inputs, Phase]:
-    """`inputs` with frozen encoders' features in place of pixels and ids, and what the encoding cost. With a key, kept in the cache."""
-    dataset, position = inputs.dataset, torch.full((len(inputs.dataset),), -1)
-    position[rows] = torch.arange(len(rows))
-    device = inputs.device
-    order = inputs.ids.ne(0).sum(1).argsort(stable=True)  # texts of one length together
+def features(inputs: Inputs, image: nn.Module, text: nn.Module, *, rows: Tensor, learnt: Tensor, tokens: bool, key: dict) -> tuple[Inputs, Phase]:
+    """`inputs` with frozen encoders' features of `rows` in place of pixels and ids, kept in the cache under `key`.
+
+    The phase is what encoding `learnt`, the rows that are trained on, cost; the others are for evaluation, which no arm pays for."""
+    dataset, device = inputs.dataset, inputs.device
+    texts = inputs.all_texts(rows)[0]
+    texts = texts[inputs.ids[texts].ne(0).sum(1).argsort(stable=True)]  # texts of one length together
+
+    def see(part: Tensor) -> Tensor:
+        return dataset.pixels(rows[part].numpy()).to(device)
+
+    def read(part: Tensor) -> Tensor:
+        return _cut(inputs.ids[texts[part]]).to(device)
 
     def compute() -> dict[str, Tensor]:
-        started = time.perf_counter()
-        seen = encode_all(image, len(rows), lambda part: dataset.pixels(rows[part].numpy()).to(device), tokens=tokens)
-        read = encode_all(text, len(order), lambda part: _cut(inputs.ids[order[part]]).to(device), tokens=tokens)
-        seconds = time.perf_counter() - started
-        read = read.rows(order.argsort())
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            image(dataset.pixels(rows[:8].numpy()).to(device))
-            one = counter.get_total_flops() / min(8, len(rows)) * len(rows)
-            text(_cut(inputs.ids[:8]).to(device))
-            two = (counter.get_total_flops() - one / len(rows) * min(8, len(rows))) / min(8, len(order)) * len(order)
-        named = {f"{side}/{name}": value for side, part in (("image", seen), ("text", read)) for name, value in part._asdict().items()}
-        return {**named, "cost": torch.tensor([one + two, seconds], dtype=torch.float64)}
+        named, cost = {}, []
+        for side, encoder, take, count in (("image", image, see, len(rows)), ("text", text, read, len(texts))):
+            started = time.perf_counter()
+            named |= {f"{side}/{name}": value for name, value in encode_all(encoder, count, take, tokens=tokens)._asdict().items()}
+            seconds = time.perf_counter() - started
+            sample = torch.arange(count)[:: max(1, count // 8)].split(1)
+            with torch.inference_mode():
+                flops = sum(flops_of(lambda one=one: encoder(take(one))) for one in sample)  # noqa: B023, called here
+            cost.append([flops / len(sample), seconds / count])
+        return {**named, "cost": torch.tensor(cost, dtype=torch.float64)}
 
-    kept = cached(key, compute) if key else compute()
-    side = lambda name: Encoded(*(kept[f"{name}/{part}"] for part in Encoded._fields))  # noqa: E731
-    flops, seconds = kept["cost"].tolist()
-    return replace(inputs, image_features=side("image"), text_features=side("text"), image_position=position), Phase(flops=flops, seconds=seconds)
+    kept = cached(key, compute)
+    flops, seconds = (torch.tensor([len(learnt), len(inputs.all_texts(learnt)[0])], dtype=torch.float64) @ kept["cost"]).tolist()
+    given = {}
+    for side, index, count in (("image", rows, len(dataset)), ("text", texts, len(inputs.ids))):
+        position = torch.full((count,), count)  # beyond the end: a row that was not encoded cannot be asked for
+        position[index] = torch.arange(len(index))
+        given |= {f"{side}_features": Encoded(*(kept[f"{side}/{part}"] for part in Encoded._fields)), f"{side}_position": position}
+    return replace(inputs, **given), Phase(flops=flops, seconds=seconds)
 
 
 def _cut(ids: Tensor) -> Tensor:

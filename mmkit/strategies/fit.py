@@ -3,11 +3,9 @@
 import hashlib
 from dataclasses import replace
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmkit.errors import MmkitError
 from mmkit.models import Average
@@ -15,7 +13,7 @@ from mmkit.strategies.arms import DERIVED, Arm, Stage, arm
 from mmkit.strategies.encoders import Encoders, features, fresh, self_supervised, tokenizer
 from mmkit.strategies.run import Budget, Run
 from mmkit.strategies.tuned import learning_rate
-from mmkit.training import Cost, Inputs, batches, choose, device, seeded, stream, train
+from mmkit.training import Cost, Inputs, batches, choose, device, flops_of, forget_peak, peak_bytes, seeded, stream, train
 
 BATCH = 64
 
@@ -32,45 +30,61 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
     plan = arm(name)
     if plan.single and plan.single not in task.modalities:
         raise MmkitError(f"{name!r} is not defined for {task.name}: a single modality has nothing to be compared with")
-    lr = learning_rate(task.name, name) if lr is None else lr
+    lr = learning_rate(task.name, name, real=encoders.real) if lr is None else lr
     rows = pairs(task, budget.pairs, seed)
     words = tokenizer(task.dataset, encoders, language=task.language)
     inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
+    splits = {split: task.rows(split) for split in _evaluated(task, evaluate)}
+    validation = task.rows("val")
     cost = Cost()
-    model = _model(plan, task, encoders, words, seed=seed, cost=cost)
-    cost.parameters_total = sum(p.numel() for p in model.parameters())
-    splits = {split: torch.from_numpy(task.dataset.rows(split)) for split in _evaluated(task, evaluate)}
-    validation = torch.from_numpy(task.dataset.rows("val"))
+    forget_peak()
+    model = _model(plan, task, encoders, words, seed=seed, cost=cost).to(inputs.device)
     inputs = replace(inputs, blank=plan.blank)
     learn = inputs.shuffled(rows, stream(seed, "shuffle")) if plan.shuffled else inputs
 
-    frozen = all(not {"image", "text"} & set(stage.parts) for stage in plan.stages)
-    history, stages = [], _lengths(plan, budget, len(rows), min(batch, len(rows)))
+    given = _given(plan, task, encoders, model, learn, rows, validation, splits, seed=seed, cost=cost)
+    stages = _lengths(plan, budget, len(rows), min(batch, len(rows)))
     if budget.flops is not None:
-        stages = _stretch(stages, budget.flops - cost.flops, lambda stage: _step_flops(model, task, learn, rows[:batch], stage))
+        stages = _stretch(stages, budget.flops - cost.flops, lambda stage: _step_flops(model, task, given[stage.name], rows[:batch], stage))
+    history = _train(plan, task, model, given, stages, batches(rows, batch, stream(seed, "order")), validation, seed=seed, lr=lr, cost=cost)
+    cost.peak_bytes, cost.parameters_total = peak_bytes(), sum(p.numel() for p in model.parameters())
+
+    seen = replace(given[plan.stages[-1].name], partner=None)
+    scores = _scores(task, model, seen, splits, blank=plan.blank is None and plan.single is None)
+    kept = max(entry["validation"] for entry in history if entry["where"] == history[-1]["where"])
+    settings = {**task.settings(), **encoders.describe(plan.start), "lr": lr, "batch": batch, "epochs": budget.epochs, "validation": kept}
+    return Run(name, task.name, task.dataset.name, task.dataset.content, seed, budget, settings, scores, cost, history, model.eval())
+
+
+def _given(plan: Arm, task, encoders: Encoders, model: nn.Module, learn: Inputs, rows: Tensor, validation: Tensor, splits: dict[str, Tensor], *, seed: int, cost: Cost) -> dict[str, Inputs]:
+    """What each stage is shown: pixels and ids, or, where encoders stay as they came, their features, encoded once.
+
+    Small encoders that a later stage trains are not encoded: running them costs little more than reading their features."""
+    given = {stage.name: learn for stage in plan.stages}
+    frozen = all(stage.locked for stage in plan.stages)
+    if frozen or (encoders.real and plan.stages[0].locked):
+        used = torch.cat([rows, validation, *(splits.values() if frozen else ())]).unique()
+        encoded, cost.phases["encode"] = features(
+            learn, model.image, model.text, rows=used, learnt=rows, tokens=task.fusion == "cross_attention", key=_key(plan, task, encoders, seed, used)
+        )
+        given |= {stage.name: encoded for stage in plan.stages if stage.locked}
+    return given
+
+
+def _train(plan: Arm, task, model: nn.Module, given: dict[str, Inputs], stages: list[tuple[Stage, int]], order, validation: Tensor, *, seed: int, lr: float, cost: Cost) -> list[dict]:
+    """Train the stages one after another, add each to the cost and return the history. Every arm of a seed meets the same batches and texts."""
+    history, drawn = [], stream(seed, "texts")
     for stage, steps in stages:
         _unlock(model, stage)
-        if not {"image", "text"} & set(stage.parts) and (frozen or encoders.real):
-            used = torch.cat([rows, validation, *splits.values()]) if frozen else torch.cat([rows, validation])
-            given, phase = features(learn, model.image, model.text, rows=used.unique(), tokens=task.fusion == "cross_attention", key=_key(plan, task, encoders, seed, used))
-            cost.phases.setdefault("encode", phase)
-            if frozen:
-                inputs = given
-        else:
-            given = learn
-        drawn = stream(seed, f"texts/{stage.name}")
-        phase, log = train(
-            model, _objective(plan, task, model, given, drawn, seed), batches(rows, batch, stream(seed, f"order/{stage.name}")),
-            steps=steps, lr=lr, where=f"{name}, {stage.name}",
-            validate=lambda given=given: task.scores(model, replace(given, partner=None), validation)[task.metric].value,
+        shown = given[stage.name]
+        cost.phases[stage.name], log = seeded(
+            seed, f"dropout/{stage.name}", train, model, _objective(plan, task, model, shown, drawn, seed), order, steps=steps, lr=lr, where=f"{plan.name}, {stage.name}",
+            validate=lambda shown=shown: task.scores(model, replace(shown, partner=None), validation)[task.metric].value,
         )
-        cost.phases[stage.name], history = phase, history + log
+        history += log
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    scores = _scores(task, model, inputs, splits, blank=plan.blank is None and plan.single is None)
-    cost.peak_bytes = psutil.Process().memory_info().rss
-    settings = {**task.settings(), **encoders.describe(plan.start), "lr": lr, "batch": batch, "epochs": budget.epochs, "validation": max(h["validation"] for h in history)}
-    return Run(name, task.name, task.dataset.name, task.dataset.content, seed, budget, settings, scores, cost, history, model.eval())
+    return history
 
 
 def pairs(task, count: int, seed: int) -> Tensor:
@@ -93,7 +107,7 @@ def _model(plan: Arm, task, encoders: Encoders, words, *, seed: int, cost: Cost)
         source = dataset.rows("pool_text" if "pool_text" in dataset.splits else "train")
         roles = sorted(dataset.texts["role"].unique())
         ids = words([text for role in roles for text in dataset.texts_of(source, role=role, language=task.language)[0]])
-        cost.phases |= self_supervised(dataset, ids, image, text, encoders, vocabulary=vocabulary, language=task.language, seed=seed)
+        cost.phases |= self_supervised(dataset, ids, image, text, encoders, vocabulary=vocabulary, language=task.language, seed=seed, device=device()[0])
     elif plan.start == "pretrained" and plan.name == "component":
         raise MmkitError("component pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small")
     if plan.single:
@@ -130,10 +144,9 @@ def _lengths(plan: Arm, budget: Budget, count: int, batch: int) -> list[tuple[St
 
 def _step_flops(model: nn.Module, task, inputs: Inputs, rows: Tensor, stage: Stage) -> float:
     _unlock(model, stage)
-    with FlopCounterMode(display=False) as counter:
-        task.loss(model, inputs, rows, stream(0, "count")).backward()
+    flops = flops_of(lambda: task.loss(model, inputs, rows, stream(0, "count")).backward())
     model.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops())
+    return flops
 
 
 def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[tuple[Stage, int]]:
@@ -146,7 +159,7 @@ def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[
 
 def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
     own = {} if encoders.real else {"seed": seed}
-    return {"what": "features", "version": 1, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.unique().numpy().tobytes()).hexdigest(),
+    return {"what": "features", "version": 2, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "tokens": task.fusion == "cross_attention", **own, **encoders.describe(plan.start)}
 
 
@@ -159,7 +172,8 @@ def _scores(task, model: nn.Module, inputs: Inputs, splits: dict[str, Tensor], *
 
 
 def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, **options) -> Run:
-    members = [fit(single, task, budget=budget, seed=seed, encoders=encoders, evaluate=evaluate, **options) for single in ("image_only", "text_only")]
+    share = replace(budget, flops=budget.flops and budget.flops / 2)
+    members = [fit(single, task, budget=share, seed=seed, encoders=encoders, evaluate=evaluate, **options) for single in ("image_only", "text_only")]
     phases = {f"{m.arm}/{key}": phase for m in members for key, phase in m.cost.phases.items()}
     cost = Cost(phases, max(m.cost.peak_bytes for m in members), sum(m.cost.parameters_total for m in members))
     history = [h for m in members for h in m.history]
@@ -169,6 +183,7 @@ def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, 
     model = Average([m.model for m in members]).eval()
     words = tokenizer(task.dataset, encoders, language=task.language)
     inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
-    splits = {split: torch.from_numpy(task.dataset.rows(split)) for split in _evaluated(task, evaluate)}
-    settings = {**members[0].settings, "lr": [m.settings["lr"] for m in members]}
+    splits = {split: task.rows(split) for split in _evaluated(task, evaluate)}
+    kept = task.scores(model, inputs, task.rows("val"))[task.metric].value
+    settings = {**members[0].settings, "lr": [m.settings["lr"] for m in members], "validation": kept}
     return Run(name, task.name, members[0].data, members[0].data_hash, seed, budget, settings, _scores(task, model, inputs, splits, blank=False), cost, history, model)

@@ -13,7 +13,7 @@ from mmkit.training.cost import Cost
 class Budget:
     """What an arm may spend.
 
-    pairs: labelled pairs it may see (training and its own validation together).
+    pairs: labelled pairs of the training split it may train on; every arm besides selects its weights on the same validation split.
     epochs: passes over them in the last phase.
     flops: when given, the last phase is lengthened or shortened so that the run, pretraining included, spends this much.
     """

@@ -12,14 +12,16 @@ def table() -> dict:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def learning_rate(task: str, arm: str) -> float:
-    """The tuned rate of an arm on a task; a task or arm that was not tuned takes the grid's middle."""
-    kept = table()
-    return kept["lr"].get(task, {}).get(arm, kept["grid"][len(kept["grid"]) // 2])
+def learning_rate(task: str, arm: str, *, real: bool = False) -> float:
+    """The tuned rate of an arm on a task, with small or real encoders; what was not tuned takes its grid's middle."""
+    kept, which = table(), f"{task}, real encoders" if real else task
+    grid = kept["grid"]["real" if real else "small"]
+    return kept["lr"].get(which, {}).get(arm, grid[len(grid) // 2])
 
 
-def tune(task, *, budget, seed: int, arms: list[str], **options) -> dict:
-    """Try every rate of the grid for every arm and return {arm: {lr: validation score}}."""
+def tune(task, *, budget, seed: int, arms: list[str], real: bool = False, **options) -> dict:
+    """Try every rate of the grid for every arm and return {arm: {lr: validation score}}. This is how the table was made."""
     from mmkit.strategies.fit import fit
 
-    return {arm: {lr: fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"] for lr in table()["grid"]} for arm in arms}
+    grid = table()["grid"]["real" if real else "small"]
+    return {arm: {lr: fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"] for lr in grid} for arm in arms}

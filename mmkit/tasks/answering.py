@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmkit.data import PairedDataset
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, accuracy
-from mmkit.models.fusion import FusionClassifier, SingleClassifier, fusion
+from mmkit.models.fusion import FUSIONS, FusionClassifier, SingleClassifier, fusion
 from mmkit.training import Inputs, seeded
 
 
@@ -18,15 +18,24 @@ class Answering:
 
     name, metric, modalities = "answering", "accuracy", ("image", "text")
 
-    def __init__(self, dataset: PairedDataset, *, label: str = "label_answer", role: str = "question", language: str = "en", fusion: str = "concat"):
-        self.dataset, self.label, self.role, self.language, self.fusion = dataset, label, role, language, fusion
+    def __init__(self, dataset: PairedDataset, *, label: str = "label_answer", role: str = "question", language: str = "en", fusion: str = "concat", limit: int | None = None):
+        self.dataset, self.label, self.role, self.language, self.fusion, self.limit = dataset, label, role, language, fusion, limit
         self.classes = dataset.classes(label)
         if len(self.classes) < 2:
             raise MmkitError(f"answering needs a label with at least two classes; {label!r} of {dataset.name!r} has {self.classes}")
-        self.target = dataset.labels(torch.arange(len(dataset)).numpy(), label)
+        if fusion not in FUSIONS:
+            raise unknown("fusion", fusion, FUSIONS)
+        self.target = dataset.labels(range(len(dataset)), label)
+        unlabelled = (self.target < 0).numpy() & dataset.items["split"].str.match("train|val|test|ood_").to_numpy()
+        if unlabelled.any():
+            raise MmkitError(f"{unlabelled.sum()} items of {dataset.name!r} have no {label!r}, first {dataset.items['id'][unlabelled].iloc[0]!r}: label them, or leave them out of the set")
+
+    def rows(self, split: str) -> Tensor:
+        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
+        return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def settings(self) -> dict:
-        return {"label": self.label, "role": self.role, "language": self.language, "fusion": self.fusion}
+        return {"label": self.label, "role": self.role, "language": self.language, "fusion": self.fusion, "limit": self.limit}
 
     def build(self, image: nn.Module, text: nn.Module, *, seed: int) -> FusionClassifier:
         """Encoders behind a fusion module and a linear head whose first weights depend on the seed alone."""

@@ -1,18 +1,23 @@
 """What a run cost, phase by phase: FLOPs, seconds, peak memory, parameters trained."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass
 class Phase:
-    """One stage of training (pretraining of an encoder, fusion, everything)."""
+    """One stage of training (pretraining of an encoder, fusion, everything). What came from the cache keeps the cost of the run that made it."""
 
     flops: float = 0.0
     seconds: float = 0.0
     steps: int = 0
     parameters_trained: int = 0
-    cached: bool = False
-    """True when the result came from the cache: `seconds` and `flops` are then those of the run that made it."""
 
 
 @dataclass
@@ -46,3 +51,29 @@ class Cost:
             "parameters_total": self.parameters_total,
             "phases": {name: asdict(phase) for name, phase in self.phases.items()},
         }
+
+
+def flops_of(call: Callable[[], object]) -> float:
+    """The FLOPs of a call. The counter does not see into PyTorch's fused inference of a Transformer layer, so that is off meanwhile."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return float(counter.get_total_flops())
+
+
+def forget_peak() -> None:
+    """From here on `peak_bytes` counts anew, where the system can do that (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most resident memory of this process since `forget_peak`; where the system does not say, what it holds now."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)

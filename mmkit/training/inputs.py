@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkit.data import PairedDataset
+from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded
 
 
@@ -19,7 +20,7 @@ class Inputs:
     """Images and texts of a data set by row.
 
     ids: (M, L) int64, the texts in the order of their items; start: (N + 1,) where each item's texts begin.
-    image_features, text_features: what frozen encoders made of them, by row and by text; None means raw.
+    image_features, text_features: what frozen encoders made of them, for the rows and texts that have a position; None means raw.
     partner: (N,) the row whose text stands in for a row's own (the shuffled-pairs control); blank: the modality shown empty.
     """
 
@@ -29,6 +30,7 @@ class Inputs:
     image_features: Encoded | None = None
     text_features: Encoded | None = None
     image_position: Tensor | None = None
+    text_position: Tensor | None = None
     partner: Tensor | None = None
     blank: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -50,7 +52,7 @@ class Inputs:
     def text(self, index: Tensor) -> Tensor | Encoded:
         """Texts by their own index (B,): ids (B, L') cut to the longest, or features."""
         if self.text_features is not None:
-            features = self.text_features.rows(index)
+            features = self.text_features.rows(self.text_position[index])
             return _to(features.blank() if self.blank == "text" else features, self.device)
         ids = self.ids[index]
         if self.blank == "text":
@@ -60,16 +62,23 @@ class Inputs:
     def one_text(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The index of one text of each row: a random one, or the first without a generator."""
         rows = rows if self.partner is None else self.partner[rows]
-        first, count = self.start[rows], self.start[rows + 1] - self.start[rows]
+        first, count = self._texts_from(rows)
         draw = torch.zeros(len(rows)) if generator is None else torch.rand(len(rows), generator=generator)
         return first + (draw * count).long()
 
     def all_texts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The indices of all texts of some rows, and their owners as positions in `rows`."""
-        count = self.start[rows + 1] - self.start[rows]
+        first, count = self._texts_from(rows)
         owner = torch.repeat_interleave(torch.arange(len(rows)), count)
         within = torch.arange(len(owner)) - torch.repeat_interleave(count.cumsum(0) - count, count)
-        return self.start[rows][owner] + within, owner
+        return first[owner] + within, owner
+
+    def _texts_from(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the texts of some rows begin, and how many there are. Raises MmkitError for a row without one of the wanted role and language."""
+        first, count = self.start[rows], self.start[rows + 1] - self.start[rows]
+        if not count.all():
+            raise MmkitError(f"item {self.dataset.items['id'][int(rows[count == 0][0])]!r} of {self.dataset.name!r} has no text of the task's role and language: choose others, or leave such items out of the set")
+        return first, count
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> "Inputs":
         """The same, with the texts of `rows` dealt out anew among them."""
@@ -84,11 +93,16 @@ def _to(features: Encoded, device: torch.device) -> Encoded:
 
 @torch.inference_mode()
 def encode_all(encoder: nn.Module, count: int, take: Callable[[Tensor], Tensor], *, tokens: bool, batch: int = 128) -> Encoded:
-    """`encoder` over `count` inputs, in order, on the CPU afterwards. Without `tokens` only the summaries are kept."""
+    """`encoder` over `count` inputs, in order, on the CPU afterwards. Without `tokens` only the summaries are kept.
+
+    Raises MmkitError when a feature is not finite, saying which."""
     encoder.eval()
     parts = []
     for start in range(0, count, batch):
         out = encoder(take(torch.arange(start, min(start + batch, count))))
+        if not torch.isfinite(out.summary).all():
+            where = start + int((~torch.isfinite(out.summary)).any(1).nonzero()[0])
+            raise MmkitError(f"the features of input {where} of {count} are not finite (encoder {type(encoder).__name__}): look for damage in that input or NaN in the weights")
         kept = out if tokens else Encoded(out.tokens[:, :0], out.mask[:, :0], out.summary)
         parts.append(Encoded(*(part.cpu() for part in kept)))
     width = max(part.tokens.shape[1] for part in parts)

@@ -51,6 +51,7 @@ def train(
     phase = Phase(steps=steps, parameters_trained=sum(p.numel() for p in parameters))
     history, best, best_weights = [], -math.inf, None
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
+    model.train()
     started = time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -3,19 +3,19 @@
 import zlib
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def stream(seed: int, name: str) -> torch.Generator:
-    """The generator of one named stream of a seed. Streams differ in every bit of their state, and never depend on each other's use."""
+    """The generator of one named stream of a seed: different names give unrelated numbers, and no stream depends on another's use."""
     return torch.Generator().manual_seed((seed * 2_654_435_761 + zlib.crc32(name.encode())) % 2**63)
 
 
-def seeded(seed: int, name: str, build, *args, **options) -> nn.Module:
-    """`build(*args, **options)` with the global generator set to a stream, and put back afterwards: equal first weights in every arm."""
-    with torch.random.fork_rng(devices=[]):
+def seeded(seed: int, name: str, call, *args, **options):
+    """`call(*args, **options)` with the global generators set to a stream, and put back afterwards: equal first weights, equal dropout."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(stream(seed, name).initial_seed())
-        return build(*args, **options)
+        return call(*args, **options)
 
 
 def choose(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

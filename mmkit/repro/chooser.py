@@ -1,0 +1,102 @@
+"""A strategy chooser fitted to records: which arm to take, from the runs nearest to your case."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmkit.errors import MmkitError, unknown
+from mmkit.repro import stats
+from mmkit.repro.claims import aligned_terms
+from mmkit.repro.records import Result
+
+CONTROLS = ("shuffled_pairs", "blank_image", "blank_text", "image_only", "text_only")
+KNOBS = {"pairs": lambda a, b: abs(math.log2(a / b)), "both": lambda a, b: 4 * abs(a - b), "image_share": lambda a, b: 4 * abs(a - b)}
+"""How far two settings of a knob are apart: a doubling of the pairs counts as much as a quarter of a share."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the chooser says. condition: the recorded one nearest to the case, `distance` from it (0: exactly recorded).
+
+    table: per arm, best first: arm, mean, flops, difference to the best with its 95 % interval, tied with the best or not.
+    arm: the cheapest of those not told apart from the best."""
+
+    arm: str
+    condition: dict
+    distance: float
+    table: list[dict]
+
+    def __str__(self) -> str:
+        tied = [row["arm"] for row in self.table if row["tied"]]
+        near = "recorded" if self.distance == 0 else f"nearest recorded case, {self.distance:.1f} away"
+        what = ", ".join(f"{name}={value}" for name, value in self.condition.items())
+        return f"take {self.arm} ({near}: {what}); not told apart from the best: {', '.join(tied)}"
+
+
+def cases(results: Sequence[Result], *, task: str) -> list[dict]:
+    """The recorded settings of the knobs for a task."""
+    settings = {tuple(_knobs(result).items()) for result in results if result.row["task"] == task}
+    return [dict(setting) for setting in sorted(settings)]
+
+
+def choose(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy", **case) -> Choice:
+    """The arm to take for a case (`pairs=256, both=0.5, image_share=0.5`), from the records of the nearest recorded one.
+
+    score: what to be good at; `ood_style/accuracy` asks for the best out of domain. Raises MmkitError for an unknown knob,
+    a task or score without records, or records of fewer than two arms or seeds."""
+    for name in case:
+        if name not in KNOBS:
+            raise unknown("knob of the chooser", name, KNOBS)
+    results = [r for r in results if r.row["condition"].get("compute", "own") == "own"]
+    recorded = cases(results, task=task)
+    if not recorded:
+        raise unknown("task with records", task, {result.row["task"] for result in results})
+    nearest = min(recorded, key=lambda there: _distance(case, there))
+    arms = _by_arm([r for r in results if r.row["task"] == task and _knobs(r) == nearest], score)
+    means = {arm: sum(r.row["scores"][score] for r in found.values()) / len(found) for arm, found in arms.items()}
+    best = max(means, key=means.get)
+    table = [_row(arm, best, arms, means, score) for arm in sorted(means, key=means.get, reverse=True)]
+    arm = min((row for row in table if row["tied"]), key=lambda row: row["flops"])["arm"]
+    return Choice(arm, nearest, _distance(case, nearest), table)
+
+
+def regrets(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy") -> list[dict]:
+    """The chooser tested on itself: for each recorded case, the arm chosen without it, and how far its mean lies below the best there."""
+    found = []
+    for case in cases(results, task=task):
+        rest = [r for r in results if r.row["task"] == task and _knobs(r) != case]
+        if not rest:
+            raise MmkitError(f"the chooser needs at least two recorded cases of {task} to be tested on itself")
+        here = {row["arm"]: row["mean"] for row in choose(results, task=task, score=score, **case).table}
+        arm = choose(rest, task=task, score=score, **case).arm
+        if arm in here:
+            found.append({**case, "chosen": arm, "regret": max(here.values()) - here[arm]})
+    return found
+
+
+def _knobs(result: Result) -> dict:
+    return {name: result.row["condition"][name] for name in KNOBS if name in result.row["condition"]}
+
+
+def _distance(case: dict, there: dict) -> float:
+    return sum(KNOBS[name](value, there[name]) for name, value in case.items() if name in there)
+
+
+def _by_arm(results: Sequence[Result], score: str) -> dict[str, dict[int, Result]]:
+    arms: dict[str, dict[int, Result]] = {}
+    for result in results:
+        if result.row["arm"] not in CONTROLS and score in result.row["scores"]:
+            arms.setdefault(result.row["arm"], {})[result.row["seed"]] = result
+    seeds = set.intersection(*map(set, arms.values())) if arms else set()
+    if len(arms) < 2 or len(seeds) < 2:
+        raise MmkitError(f"the chooser needs records of at least two arms over two common seeds with the score {score!r}; there are {len(arms)} arms and {len(seeds)} seeds")
+    return {arm: {seed: found[seed] for seed in sorted(seeds)} for arm, found in arms.items()}
+
+
+def _row(arm: str, best: str, arms: dict, means: dict, score: str) -> dict:
+    flops = sum(r.row["cost"]["flops"] for r in arms[arm].values()) / len(arms[arm])
+    if arm == best:
+        return {"arm": arm, "mean": means[arm], "flops": flops, "difference": 0.0, "low": 0.0, "high": 0.0, "tied": True}
+    terms = aligned_terms([(1.0, score, None, list(arms[arm].values())), (-1.0, score, None, list(arms[best].values()))])
+    found = stats.paired_bootstrap(terms, draws=2000)
+    return {"arm": arm, "mean": means[arm], "flops": flops, "difference": found.effect, "low": found.low, "high": found.high, "tied": found.low <= 0 <= found.high}

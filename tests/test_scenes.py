@@ -1,0 +1,249 @@
+"""The generated set: what it promises about its answers, its splits and its bytes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import chi2_contingency
+
+from data_recipes import scenes
+from data_recipes.scenes import AXES, COLOURS, RELATIONS, SIDES
+from mmkit.data import load
+from mmkit.errors import MmkitError
+
+DEFAULT = "0" * 64
+SMALL = "0" * 64
+TURNS = ("straight", "right", "around", "left")
+STYLED = ("look ,", "this ground is", "my friend", "at this point", "everyone says", "the old path", "straight ahead", "take a right", "half turn", "take a left")
+BEACON = np.array((255, 140, 0), np.uint8)
+
+
+def generate(**knobs):
+    """Images, items and texts, with each labelled item's scene code in `items.code`; small unless told otherwise."""
+    images, items, texts = scenes.generate(**scenes.RECIPE.knobs | {"train": 400, "val": 50, "test": 100, "ood": 80, "pool": 300} | knobs)
+    labelled = items["group"].str.startswith("scene-")
+    items["code"] = np.where(labelled, items["group"].str.extract(r"(\d+)$")[0].astype(int), -1)
+    return images, items, texts
+
+
+def texts_of(items, texts, role):
+    """(item, text) of a role, one row a text, with the item's own columns beside it."""
+    return texts[texts["role"] == role].join(items, on="item")
+
+
+def axes(codes):
+    return scenes._unravel(np.asarray(codes))
+
+
+# ---------------------------------------------------------------------------------------------- bytes
+
+
+def test_content_is_frozen():
+    """A change here changes every record made with the set: raise the recipe's version and say so."""
+    assert load("scenes").content == DEFAULT
+    assert load("scenes", train=64, val=16, test=32, ood=16, pool=48, both=0.25, either=0.5, label_noise=0.1, broad=False, seed=3).content == SMALL
+
+
+def test_the_same_knobs_give_the_same_bytes_and_another_seed_does_not():
+    first, again, other = generate(), generate(), generate(seed=1)
+    assert first[0].tobytes() == again[0].tobytes()
+    for one, two in zip(first[1:], again[1:]):
+        pd.testing.assert_frame_equal(one, two)
+    assert first[0].tobytes() != other[0].tobytes() and not first[2].equals(other[2])
+
+
+def test_the_global_generator_is_not_touched():
+    np.random.seed(5)
+    expected = np.random.random()
+    np.random.seed(5)
+    generate(train=8, val=8, test=8, ood=8, pool=8)
+    assert np.random.random() == expected
+
+
+def test_pools_are_the_same_whatever_the_answers_need():
+    (images, items, texts), (images_0, items_0, texts_0) = generate(both=1.0, label_noise=0.5), generate(both=0.0, image_share=1.0)
+    pool = items["image"][items["split"] == "pool_image"].to_numpy()
+    assert (images[pool] == images_0[pool]).all() and len(pool) == 300
+    told, told_0 = (t[t["item"].isin(i.index[i["split"] == "pool_text"])] for i, t in ((items, texts), (items_0, texts_0)))
+    assert told["text"].tolist() == told_0["text"].tolist() and len(told) == 900
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+def test_kind_both_needs_both():
+    items = generate(both=1.0, train=2400, pool=0)[1]
+    assert set(items["label_kind"]) == {"both"}
+    heading, turn, answer = (items[name].map({word: k for k, word in enumerate(words)}) for name, words in (("label_heading", SIDES), ("label_turn", TURNS), ("label_answer", SIDES)))
+    assert ((heading + turn) % 4 == answer).all()
+    for alone in (heading, turn):
+        table = pd.crosstab(alone, answer)
+        assert chi2_contingency(table).pvalue > 1e-3
+        assert table.max(axis=1).sum() / len(items) < 0.31, "the best guess from one modality is near chance"
+    dependent = pd.crosstab(heading, (heading + (turn > 0)) % 4)
+    assert chi2_contingency(dependent).pvalue < 1e-3, "the test would see a dependence"
+
+
+def test_the_image_and_the_text_do_not_tell_the_kind_both_answer_away():
+    """Beyond heading and turn, no other axis of the scene tells the answer."""
+    items = generate(both=1.0, train=2400, pool=0)[1]
+    for axis, values in axes(items["code"]).items():
+        assert chi2_contingency(pd.crosstab(values, items["label_answer"])).pvalue > 1e-3, axis
+
+
+def strip_side(image):
+    """Which edge holds a beacon, read from the pixels; None without one."""
+    edges = {"up": image[:2], "right": image[:, -2:], "down": image[-2:], "left": image[:, :2]}
+    lit = [side for side, edge in edges.items() if (edge == BEACON).all()]
+    assert len(lit) <= 1
+    return lit[0] if lit else None
+
+
+def test_cues_are_where_the_kind_says_and_tell_the_answer():
+    images, items, texts = generate(both=0.4, either=0.3)
+    questions = texts_of(items, texts, "question")
+    questions = questions[questions["split"] != "pool_text"]
+    told = questions["text"].str.extract(r"(?:path leads|exit is|must be|still leads) (\w+)")[0]
+    assert set(questions["label_kind"]) == {"both", "image", "text", "either"}
+    for row, side in zip(questions.itertuples(), told):
+        seen = strip_side(images[row.image])
+        assert seen == (row.label_answer if row.label_kind in ("image", "either") else None)
+        assert (side if isinstance(side, str) else None) == (row.label_answer if row.label_kind in ("text", "either") else None)
+
+
+def test_questions_tell_the_turn():
+    _, items, texts = generate()
+    words = {turn: pattern for turn, pattern in zip(TURNS, ("straight", "right turn|turn right", "around", "left turn|turn left"))}
+    questions = texts_of(items, texts, "question")
+    for turn, pattern in words.items():
+        assert (questions["text"].str.contains(pattern) == (questions["label_turn"] == turn)).all()
+
+
+@pytest.mark.parametrize("knobs, shares", [
+    ({"both": 0.3}, {"both": 0.3, "image": 0.35, "text": 0.35}),
+    ({"both": 0.0, "image_share": 0.2}, {"image": 0.2, "text": 0.8}),
+    ({"both": 0.5, "either": 0.5}, {"both": 0.5, "either": 0.25, "image": 0.125, "text": 0.125}),
+    ({"both": 1.0, "either": 1.0}, {"both": 1.0}),
+])
+def test_the_knobs_set_the_shares_of_kinds(knobs, shares):
+    items = generate(train=2000, pool=0, **knobs)[1]
+    assert items["label_kind"].value_counts(normalize=True).to_dict() == pytest.approx(shares, abs=0.04)
+
+
+def test_label_noise_is_in_training_alone():
+    clean, noisy = generate()[1], generate(label_noise=0.4)[1]
+    differs = clean["label_answer"] != noisy["label_answer"]
+    assert set(clean["split"][differs]) == {"train"}
+    assert differs[clean["split"] == "train"].mean() == pytest.approx(0.4 * 3 / 4, abs=0.07)
+    pd.testing.assert_frame_equal(clean.drop(columns="label_answer"), noisy.drop(columns="label_answer"))
+
+
+# ---------------------------------------------------------------------------------------------- pixels and captions
+
+
+def test_captions_say_what_the_image_shows():
+    """Colours, places and heading are read back from the pixels, by rules of the test's own."""
+    images, items, texts = generate()
+    captions = texts_of(items, texts, "caption")
+    captions = captions[captions["image"] >= 0]
+    assert (captions["item"].value_counts() == 2).all()
+    checked = 0
+    for row in captions.itertuples():
+        scene = {axis: int(value) for axis, value in axes(row.code).items()}
+        colours = list(COLOURS)
+        assert {colours[scene["arrow"]], colours[scene["landmark"]]} <= set(row.text.split())
+        assert f" {RELATIONS[scene['relation']]} " in row.text and f" {scenes.GROUNDS[scene['ground']]}" in row.text
+        assert f" {scenes.SHAPES[scene['shape']]} " in row.text and f" {scenes.SIZES[scene['size']]} " in row.text
+        if scene["arrow"] == scene["landmark"]:
+            continue
+        arrow, landmark = ((images[row.image] == COLOURS[colours[scene[what]]]).all(-1) for what in ("arrow", "landmark"))
+        (ay, ax), (ly, lx) = (np.argwhere(mask).mean(0) for mask in (arrow, landmark))
+        away = {"left of": lx - ax, "right of": ax - lx, "above": ly - ay, "below": ay - ly}
+        assert max(away, key=away.get) == RELATIONS[scene["relation"]]
+        ys, xs = np.nonzero(arrow)
+        blunt = {"up": (ys == ys.max()).sum(), "down": (ys == ys.min()).sum(), "left": (xs == xs.max()).sum(), "right": (xs == xs.min()).sum()}
+        assert max(blunt, key=blunt.get) == SIDES[scene["heading"]] == row.label_heading, "the arrow's blunt end lies opposite to its heading"
+        checked += 1
+    assert checked > 500
+
+
+def test_images_are_small_bytes_in_range():
+    images = generate()[0]
+    assert images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and images.min() < 60 and images.max() > 220
+
+
+# ---------------------------------------------------------------------------------------------- splits and pools
+
+
+def test_splits_have_the_sizes_asked_for_and_share_no_scene():
+    items = generate()[1]
+    assert items["split"].value_counts().to_dict() == {"train": 400, "val": 50, "test": 100, "ood_composition": 80, "ood_style": 80, "pool_image": 300, "pool_text": 300}
+    labelled = items[items["code"] >= 0]
+    assert labelled["code"].is_unique and items["id"].is_unique
+
+
+def held_out(codes):
+    """Written down again from the recipe's text: four (arrow, heading) and four (landmark, shape) pairs are never trained on."""
+    pairs = {(0, 0), (5, 1), (4, 2), (3, 3)}, {(1, 0), (5, 1), (3, 2), (1, 3)}
+    scene = axes(codes)
+    return np.array([(a, h) in pairs[0] or (c, s) in pairs[1] for a, h, c, s in zip(scene["arrow"], scene["heading"], scene["landmark"], scene["shape"])])
+
+
+def test_held_out_compositions_are_in_their_own_split_alone():
+    items = generate(train=1500)[1]
+    labelled = items[items["code"] >= 0]
+    novel = held_out(labelled["code"])
+    assert ((labelled["split"] == "ood_composition") == novel).all() and novel.sum() == 80
+    seen = axes(labelled["code"][labelled["split"] == "train"])
+    for axis, size in AXES.items():
+        assert set(seen[axis]) == set(range(size)), "each value alone is seen in training"
+
+
+@pytest.mark.parametrize("broad", [True, False])
+def test_pools_hold_no_evaluation_scene(broad):
+    sizes = {"train": 400, "val": 50, "test": 100, "ood_composition": 80, "ood_style": 80}
+    codes, split = scenes._draw_ids(np.random.RandomState(0), sizes, 20_000, broad)
+    pool = set(codes[np.char.startswith(split, "pool_")])
+    evaluation = set(codes[np.isin(split, ["val", "test", "ood_composition", "ood_style"])])
+    assert len(evaluation) == 310 and not pool & evaluation
+    assert pool & set(codes[split == "train"])
+    assert held_out(sorted(pool)).any() == broad
+
+
+def test_only_a_broad_pool_is_styled():
+    for broad in (True, False):
+        images, items, texts = generate(broad=broad)
+        styled = texts["text"].str.contains("|".join(STYLED))
+        share = styled.groupby(items["split"].reindex(texts["item"]).to_numpy()).mean()
+        dark = pd.Series(np.median(images, axis=(1, 2, 3)) < 160).groupby(items["split"][items["image"] >= 0].to_numpy()).mean()
+        assert share["pool_text"] == pytest.approx(0.5 if broad else 0.0, abs=0.08)
+        assert dark["pool_image"] == pytest.approx(0.5 if broad else 0.0, abs=0.08)
+        for split in ("train", "val", "test", "ood_composition"):
+            assert share[split] == dark[split] == 0
+        assert share["ood_style"] == dark["ood_style"] == 1
+
+
+def test_pools_are_not_paired():
+    images, items, texts = generate()
+    assert (items["image"][items["split"] == "pool_text"] == -1).all() and not texts["item"].isin(items.index[items["split"] == "pool_image"]).any()
+    assert (items["image"][items["image"] >= 0] == np.arange(len(images))).all()
+    assert items["group"].is_unique
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+REFUSED = {
+    "both=1.5 is a share: give a number from 0 to 1": {"both": 1.5},
+    "label_noise=-0.1 is a share: give a number from 0 to 1": {"label_noise": -0.1},
+    "train=-1 is negative: give a whole number from 0 on": {"train": -1},
+    "seed=-3 is negative": {"seed": -3},
+    "not the 900350 and 40 asked for; lower train, val, test or ood": {"train": 900_000, "val": 10, "test": 300, "ood": 40},
+    "unknown knob of 'scenes' 'boths': did you mean 'both'?": {"boths": 1.0},
+    "broad='yes' is not true or false": {"broad": "yes"},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_knobs_are_refused(message):
+    with pytest.raises(MmkitError) as error:
+        load("scenes", **REFUSED[message])
+    assert message in str(error.value)
