@@ -27,7 +27,7 @@ GROUNDS = ("plain", "striped", "dotted", "checked")
 AXES = {"heading": 4, "arrow": 6, "shape": 4, "landmark": 6, "size": 2, "relation": 4, "ground": 4}
 PIXELS = 32
 
-# Wordings: the first list of each is used in training, the second only in `ood_style` and in broad pools.
+# Two wordings of each turn. Of the frames, the first pair is used in training, the second only in `ood_style` and in broad pools.
 TURNS = (("go straight on", "keep straight ahead"), ("turn right", "take a right turn"), ("turn around", "make a half turn around"), ("turn left", "take a left turn"))
 TURN_FRAMES = (("now {turn} .", "first {turn} , then walk on ."), ("my friend , please {turn} before you leave .", "at this point you should {turn} and walk away ."))
 PATH_FRAMES = (("the path leads {side} .", "the exit is {side} ."), ("everyone says that the exit must be {side} .", "the old path still leads {side} today ."))

@@ -1,5 +1,7 @@
 """The generated set: what it promises about its answers, its splits and its bytes."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,19 +12,24 @@ from data_recipes.scenes import AXES, COLOURS, RELATIONS, SIDES
 from mmkit.data import load
 from mmkit.errors import MmkitError
 
-DEFAULT = "0" * 64
-SMALL = "0" * 64
+DEFAULT = "35b9ab57948ca00c89af69c99b9e5912c3ee43e8266c13897406ebabfb4b4e4a"
+SMALL = "0e5bbe6bc8b20253acf08f2b68db1214ee989c495de87428e768f1dde5d4a3d1"
 TURNS = ("straight", "right", "around", "left")
-STYLED = ("look ,", "this ground is", "my friend", "at this point", "everyone says", "the old path", "straight ahead", "take a right", "half turn", "take a left")
+STYLED = ("look ,", "this ground is", "my friend", "at this point", "everyone says", "the old path")
 BEACON = np.array((255, 140, 0), np.uint8)
 
 
+@cache
 def generate(**knobs):
-    """Images, items and texts, with each labelled item's scene code in `items.code`; small unless told otherwise."""
-    images, items, texts = scenes.generate(**scenes.RECIPE.knobs | {"train": 400, "val": 50, "test": 100, "ood": 80, "pool": 300} | knobs)
+    """Images, items and texts, with each labelled item's scene code in `items.code`; small unless told otherwise. Not to be changed by a test."""
+    images, items, texts = fresh(**knobs)
     labelled = items["group"].str.startswith("scene-")
     items["code"] = np.where(labelled, items["group"].str.extract(r"(\d+)$")[0].astype(int), -1)
     return images, items, texts
+
+
+def fresh(**knobs):
+    return scenes.generate(**scenes.RECIPE.knobs | {"train": 400, "val": 50, "test": 100, "ood": 80, "pool": 200} | knobs)
 
 
 def texts_of(items, texts, role):
@@ -44,7 +51,7 @@ def test_content_is_frozen():
 
 
 def test_the_same_knobs_give_the_same_bytes_and_another_seed_does_not():
-    first, again, other = generate(), generate(), generate(seed=1)
+    first, again, other = fresh(), fresh(), fresh(seed=1)
     assert first[0].tobytes() == again[0].tobytes()
     for one, two in zip(first[1:], again[1:]):
         pd.testing.assert_frame_equal(one, two)
@@ -55,37 +62,37 @@ def test_the_global_generator_is_not_touched():
     np.random.seed(5)
     expected = np.random.random()
     np.random.seed(5)
-    generate(train=8, val=8, test=8, ood=8, pool=8)
+    fresh(train=8, val=8, test=8, ood=8, pool=8)
     assert np.random.random() == expected
 
 
 def test_pools_are_the_same_whatever_the_answers_need():
     (images, items, texts), (images_0, items_0, texts_0) = generate(both=1.0, label_noise=0.5), generate(both=0.0, image_share=1.0)
     pool = items["image"][items["split"] == "pool_image"].to_numpy()
-    assert (images[pool] == images_0[pool]).all() and len(pool) == 300
+    assert (images[pool] == images_0[pool]).all() and len(pool) == 200
     told, told_0 = (t[t["item"].isin(i.index[i["split"] == "pool_text"])] for i, t in ((items, texts), (items_0, texts_0)))
-    assert told["text"].tolist() == told_0["text"].tolist() and len(told) == 900
+    assert told["text"].tolist() == told_0["text"].tolist() and len(told) == 600
 
 
 # ---------------------------------------------------------------------------------------------- answers
 
 
 def test_kind_both_needs_both():
-    items = generate(both=1.0, train=2400, pool=0)[1]
+    items = generate(both=1.0, train=1200, pool=0)[1]
     assert set(items["label_kind"]) == {"both"}
     heading, turn, answer = (items[name].map({word: k for k, word in enumerate(words)}) for name, words in (("label_heading", SIDES), ("label_turn", TURNS), ("label_answer", SIDES)))
     assert ((heading + turn) % 4 == answer).all()
     for alone in (heading, turn):
         table = pd.crosstab(alone, answer)
         assert chi2_contingency(table).pvalue > 1e-3
-        assert table.max(axis=1).sum() / len(items) < 0.31, "the best guess from one modality is near chance"
+        assert table.max(axis=1).sum() / len(items) < 0.32, "the best guess from one modality is near chance"
     dependent = pd.crosstab(heading, (heading + (turn > 0)) % 4)
     assert chi2_contingency(dependent).pvalue < 1e-3, "the test would see a dependence"
 
 
 def test_the_image_and_the_text_do_not_tell_the_kind_both_answer_away():
     """Beyond heading and turn, no other axis of the scene tells the answer."""
-    items = generate(both=1.0, train=2400, pool=0)[1]
+    items = generate(both=1.0, train=1200, pool=0)[1]
     for axis, values in axes(items["code"]).items():
         assert chi2_contingency(pd.crosstab(values, items["label_answer"])).pvalue > 1e-3, axis
 
@@ -125,8 +132,8 @@ def test_questions_tell_the_turn():
     ({"both": 1.0, "either": 1.0}, {"both": 1.0}),
 ])
 def test_the_knobs_set_the_shares_of_kinds(knobs, shares):
-    items = generate(train=2000, pool=0, **knobs)[1]
-    assert items["label_kind"].value_counts(normalize=True).to_dict() == pytest.approx(shares, abs=0.04)
+    items = generate(train=1000, pool=0, **knobs)[1]
+    assert items["label_kind"].value_counts(normalize=True).to_dict() == pytest.approx(shares, abs=0.05)
 
 
 def test_label_noise_is_in_training_alone():
@@ -176,7 +183,7 @@ def test_images_are_small_bytes_in_range():
 
 def test_splits_have_the_sizes_asked_for_and_share_no_scene():
     items = generate()[1]
-    assert items["split"].value_counts().to_dict() == {"train": 400, "val": 50, "test": 100, "ood_composition": 80, "ood_style": 80, "pool_image": 300, "pool_text": 300}
+    assert items["split"].value_counts().to_dict() == {"train": 400, "val": 50, "test": 100, "ood_composition": 80, "ood_style": 80, "pool_image": 200, "pool_text": 200}
     labelled = items[items["code"] >= 0]
     assert labelled["code"].is_unique and items["id"].is_unique
 
@@ -189,7 +196,7 @@ def held_out(codes):
 
 
 def test_held_out_compositions_are_in_their_own_split_alone():
-    items = generate(train=1500)[1]
+    items = generate(train=1200, pool=0)[1]
     labelled = items[items["code"] >= 0]
     novel = held_out(labelled["code"])
     assert ((labelled["split"] == "ood_composition") == novel).all() and novel.sum() == 80
@@ -215,8 +222,8 @@ def test_only_a_broad_pool_is_styled():
         styled = texts["text"].str.contains("|".join(STYLED))
         share = styled.groupby(items["split"].reindex(texts["item"]).to_numpy()).mean()
         dark = pd.Series(np.median(images, axis=(1, 2, 3)) < 160).groupby(items["split"][items["image"] >= 0].to_numpy()).mean()
-        assert share["pool_text"] == pytest.approx(0.5 if broad else 0.0, abs=0.08)
-        assert dark["pool_image"] == pytest.approx(0.5 if broad else 0.0, abs=0.08)
+        assert share["pool_text"] == pytest.approx(0.5 if broad else 0.0, abs=0.1)
+        assert dark["pool_image"] == pytest.approx(0.5 if broad else 0.0, abs=0.1)
         for split in ("train", "val", "test", "ood_composition"):
             assert share[split] == dark[split] == 0
         assert share["ood_style"] == dark["ood_style"] == 1

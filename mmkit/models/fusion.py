@@ -5,6 +5,7 @@ Either input of a model may be raw (pixels, ids) or already `Encoded`, which is 
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -119,12 +120,18 @@ class Average(nn.Module):
 
 
 class DualEncoder(_Joined):
-    """(image, text) -> unit vectors (B, E) each, for retrieval; `logit_scale` is the logarithm of 1 / temperature, as in CLIP (arXiv 2103.00020)."""
+    """(image, text) -> unit vectors (B, E) each, for retrieval; `logit_scale` is the logarithm of 1 / temperature, as in CLIP (arXiv 2103.00020).
 
-    def __init__(self, image_encoder, text_encoder, *, dim: int = 128, hidden: int = 256, dropout: float = 0.0):
+    norm: how a summary is scaled before its projection: `layer`, or `batch` (each feature by itself, which suits given features of unequal scale)."""
+
+    NORMS = {"layer": nn.LayerNorm, "batch": partial(nn.BatchNorm1d, affine=False)}
+
+    def __init__(self, image_encoder, text_encoder, *, dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer"):
         super().__init__(image_encoder, text_encoder)
+        if norm not in self.NORMS:
+            raise unknown("norm", norm, self.NORMS)
         widths = (image_encoder.summary_dim, text_encoder.summary_dim)
-        self.fusion = nn.ModuleList([nn.Sequential(nn.LayerNorm(w), nn.Dropout(dropout), nn.Linear(w, hidden), nn.GELU(), nn.Dropout(dropout)) for w in widths])
+        self.fusion = nn.ModuleList([nn.Sequential(self.NORMS[norm](w), nn.Dropout(dropout), nn.Linear(w, hidden), nn.GELU(), nn.Dropout(dropout)) for w in widths])
         self.head = nn.ModuleList([nn.Linear(hidden, dim, bias=False) for _ in widths])
         self.head.register_parameter("logit_scale", nn.Parameter(torch.tensor(math.log(1 / 0.07))))
 

@@ -51,23 +51,26 @@ def _sha256(path: Path) -> str:
 
 
 class EfficientNetLite0(nn.Module):
-    """ImageNet EfficientNet-Lite0 in timm. Inputs are scaled by (x - 127) / 128 and enlarged to `size`; the summary is the
-    mean of the last map, the tokens are the map itself."""
+    """ImageNet EfficientNet-Lite0 in timm. Inputs are scaled by (x - 127) / 128 and resized to `size`; the summary is the mean of
+    the last map, the tokens are the map itself. flip: both are the mean over a photo and its mirror image."""
 
     dim = summary_dim = 1280
 
-    def __init__(self, size: int = 160):
+    def __init__(self, size: int = 160, *, flip: bool = False):
         super().__init__()
         import timm
 
-        self.size = size
+        self.size, self.flip = size, flip
         self.body = timm.create_model("tf_efficientnet_lite0", num_classes=0).to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Encoded:
         x = pixels.float()
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
-        maps = self.body.forward_features(((x - 127) / 128).contiguous(memory_format=torch.channels_last))
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        maps = self.body.forward_features(x)
+        if self.flip:
+            maps = (maps + self.body.forward_features(x.flip(-1)).flip(-1)) / 2
         tokens = maps.flatten(2).transpose(1, 2)
         return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), tokens.mean(1))
 
@@ -130,7 +133,7 @@ class HubVision(nn.Module):
 def _timm_vision(weights: Weights) -> nn.Module:
     import timm
 
-    body = _from_hub(weights, lambda: timm.create_model(weights.source, pretrained=True, num_classes=0))
+    body = _from_hub(weights, lambda: timm.create_model(f"hf-hub:{weights.source}", pretrained=True, num_classes=0))
     config = timm.data.resolve_model_data_config(body)
     return HubVision(body, dim=body.num_features, size=config["input_size"][-1], mean=config["mean"], std=config["std"])
 

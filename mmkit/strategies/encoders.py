@@ -14,6 +14,7 @@ from mmkit.data import PairedDataset, cached
 from mmkit.errors import MmkitError, unknown
 from mmkit.models import CNN, GRU, PRETRAINED, TextTransformer, ViT, WordTokenizer, pretrained
 from mmkit.models.encoded import Encoded
+from mmkit.models.pretrained import EfficientNetLite0
 from mmkit.strategies.unimodal import image_objective, pretrain, text_objective
 from mmkit.training import Inputs, Phase, encode_all, flops_of, seeded
 
@@ -25,12 +26,13 @@ TEXT = {"transformer": TextTransformer, "gru": GRU}
 class Encoders:
     """Which encoders an arm uses. image, text: a small one (`cnn`, `vit`; `transformer`, `gru`) or a real one of `PRETRAINED`.
 
-    size: pixels a side given to the image encoder. epochs: passes over the pools in pretraining; batch, lr: its other settings."""
+    size: pixels a side given to the image encoder. flip: a real image encoder sees each photo and its mirror image. epochs: passes over the pools in pretraining; batch, lr: its other settings."""
 
     image: str = "cnn"
     text: str = "transformer"
     size: int = 32
-    epochs: int = 3
+    flip: bool = False
+    epochs: int = 2
     batch: int = 64
     lr: float = 2e-3
 
@@ -53,7 +55,7 @@ class Encoders:
         if dataset.images.shape[1] < 96:
             return cls()
         if arm in ("frozen", "holistic", "lp_ft"):
-            return cls(image="efficientnet_lite0", text="minilm", size=192 if arm == "frozen" else 128)
+            return cls(image="efficientnet_lite0", text="minilm", size=192 if arm == "frozen" else 128, flip=arm == "frozen")
         return cls(size=64)
 
     def describe(self, start: str) -> dict:
@@ -63,7 +65,8 @@ class Encoders:
 
 
 def tokenizer(dataset: PairedDataset, encoders: Encoders, *, language: str):
-    """The words of the training texts and the pool, of every role; evaluation texts add nothing. A real text encoder brings its own."""
+    """The words of the unpaired texts (the training texts of a set without a pool), of every role; evaluation texts add nothing. A real
+    text encoder brings its own."""
     return _real(encoders.text).tokenizer if encoders.real else _words(dataset, language)
 
 
@@ -74,7 +77,7 @@ def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
     key = (dataset.content, language)
     if key not in _tokenizers:
         splits = dataset.items["split"].to_numpy()[dataset.texts["item"].to_numpy()]
-        seen = np.isin(splits, ["train", "pool_text"]) & (dataset.texts["language"] == language).to_numpy()
+        seen = np.isin(splits, ["pool_text" if "pool_text" in dataset.splits else "train"]) & (dataset.texts["language"] == language).to_numpy()
         _tokenizers[key] = WordTokenizer(dataset.texts["text"][seen])
     return _tokenizers[key]
 
@@ -90,8 +93,8 @@ def fresh(encoders: Encoders, words: int, *, seed: int, start: str) -> tuple[nn.
         if start == "random":
             raise MmkitError(f"arms that start from random encoders train small ones here: leave image={encoders.image!r} and text={encoders.text!r} out, or take frozen, holistic or lp_ft")
         body = deepcopy(_real(encoders.image))
-        if hasattr(body, "size"):
-            body.size = encoders.size if encoders.size != 32 else body.size
+        if isinstance(body, EfficientNetLite0):
+            body.size, body.flip = max(encoders.size, 96), encoders.flip
         return body, deepcopy(_real(encoders.text))
     return seeded(seed, "image", IMAGE[encoders.image], size=encoders.size), seeded(seed, "text", TEXT[encoders.text], words)
 

@@ -16,19 +16,19 @@ class Retrieval:
     name, metric, modalities = "retrieval", "recall@1", ()
     fusion = "dual"
 
-    def __init__(self, dataset: PairedDataset, *, role: str = "caption", language: str = "en", dim: int = 128, hidden: int = 256, dropout: float = 0.0, limit: int | None = None):
+    def __init__(self, dataset: PairedDataset, *, role: str = "caption", language: str = "en", dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
         self.dataset, self.role, self.language, self.limit = dataset, role, language, limit
-        self.dim, self.hidden, self.dropout = dim, hidden, dropout
+        self.dim, self.hidden, self.dropout, self.norm = dim, hidden, dropout, norm
 
     def rows(self, split: str) -> Tensor:
         """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
         return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def settings(self) -> dict:
-        return {"role": self.role, "language": self.language, "fusion": self.fusion, "dim": self.dim, "hidden": self.hidden, "dropout": self.dropout, "limit": self.limit}
+        return {"role": self.role, "language": self.language, "fusion": self.fusion, "dim": self.dim, "hidden": self.hidden, "dropout": self.dropout, "norm": self.norm, "limit": self.limit}
 
     def build(self, image: nn.Module, text: nn.Module, *, seed: int) -> DualEncoder:
-        return seeded(seed, "head", DualEncoder, image, text, dim=self.dim, hidden=self.hidden, dropout=self.dropout)
+        return seeded(seed, "head", DualEncoder, image, text, dim=self.dim, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
 
     def loss(self, model: DualEncoder, inputs: Inputs, rows: Tensor, generator: torch.Generator) -> Tensor:
         image, text = model(inputs.image(rows), inputs.text(inputs.one_text(rows, generator)))
