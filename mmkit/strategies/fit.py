@@ -150,11 +150,13 @@ def _step_flops(model: nn.Module, task, inputs: Inputs, rows: Tensor, stage: Sta
 
 
 def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[tuple[Stage, int]]:
-    planned = sum(steps * step_flops(stage) for stage, steps in stages)
-    factor = flops / planned
-    if factor <= 0 or any(round(steps * factor) < 1 for _, steps in stages):
+    each = [step_flops(stage) for stage, _ in stages]
+    factor = flops / sum(steps * cost for (_, steps), cost in zip(stages, each))
+    lengths = [round(steps * factor) for _, steps in stages]
+    lengths[-1] = round((flops - sum(steps * cost for steps, cost in zip(lengths[:-1], each))) / each[-1])  # the rest, so that rounding does not add up
+    if min(lengths) < 1:
         raise MmkitError(f"budget.flops leaves {flops:.3g} FLOPs for training on pairs, less than a step of each stage; raise it above the pretraining's cost")
-    return [(stage, round(steps * factor)) for stage, steps in stages]
+    return [(stage, steps) for (stage, _), steps in zip(stages, lengths)]
 
 
 def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
@@ -171,9 +173,11 @@ def _scores(task, model: nn.Module, inputs: Inputs, splits: dict[str, Tensor], *
     return scores | (task.blank_scores(model, inputs, splits["test"]) if blank and "test" in splits else {})
 
 
-def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, **options) -> Run:
+def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, lr: float | None, **options) -> Run:
     share = replace(budget, flops=budget.flops and budget.flops / 2)
-    members = [fit(single, task, budget=share, seed=seed, encoders=encoders, evaluate=evaluate, **options) for single in ("image_only", "text_only")]
+    if name == "ensemble_single" and lr is None:
+        lr = learning_rate(task.name, name)  # tuned as an arm of its own: what is best for a member alone need not be best for the mean
+    members = [fit(single, task, budget=share, seed=seed, encoders=encoders, evaluate=evaluate, lr=lr, **options) for single in ("image_only", "text_only")]
     phases = {f"{m.arm}/{key}": phase for m in members for key, phase in m.cost.phases.items()}
     cost = Cost(phases, max(m.cost.peak_bytes for m in members), sum(m.cost.parameters_total for m in members))
     history = [h for m in members for h in m.history]

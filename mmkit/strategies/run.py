@@ -14,8 +14,8 @@ class Budget:
     """What an arm may spend.
 
     pairs: labelled pairs of the training split it may train on; every arm besides selects its weights on the same validation split.
-    epochs: passes over them in the last phase.
-    flops: when given, the last phase is lengthened or shortened so that the run, pretraining included, spends this much.
+    epochs: passes over them, all stages together.
+    flops: when given, the stages on pairs are lengthened or shortened in proportion, so that the run, pretraining included, spends this much.
     """
 
     pairs: int

@@ -5,6 +5,7 @@ Legend: B rows asked for, M texts of the set, L text length.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from mmkit.data import PairedDataset
 from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded
+
+
+_ids: WeakKeyDictionary[PairedDataset, dict] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,12 @@ class Inputs:
 
     @classmethod
     def of(cls, dataset: PairedDataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str = "en", device: torch.device | None = None) -> "Inputs":
-        texts, owner = dataset.texts_of(np.arange(len(dataset)), role=role, language=language)
-        start = torch.searchsorted(torch.from_numpy(owner), torch.arange(len(dataset) + 1))
-        return cls(dataset, tokenizer(texts), start, device=device or torch.device("cpu"))
+        """All texts of one role and language as ids; a data set and a tokenizer that met before are not brought together again."""
+        met, key = _ids.setdefault(dataset, {}), (getattr(tokenizer, "__self__", tokenizer), role, language)
+        if key not in met:
+            texts, owner = dataset.texts_of(np.arange(len(dataset)), role=role, language=language)
+            met[key] = tokenizer(texts), torch.searchsorted(torch.from_numpy(owner), torch.arange(len(dataset) + 1))
+        return cls(dataset, *met[key], device=device or torch.device("cpu"))
 
     def image(self, rows: Tensor) -> Tensor | Encoded:
         """Pixels (B, 3, H, W) uint8, or features."""

@@ -72,7 +72,7 @@ def train(
         if step in check_at:
             phase.seconds += time.perf_counter() - started
             model.eval()
-            score = validate()
+            score = _validated(validate, f"{where}, validation after step {step + 1} of {steps}")
             model.train()
             history.append({"where": where, "step": step + 1, "loss": loss.item(), "validation": score})
             if score > best:
@@ -82,3 +82,11 @@ def train(
     if best_weights is not None:
         model.load_state_dict(best_weights)
     return phase, history
+
+
+def _validated(validate: Callable[[], float], where: str) -> float:
+    """The score, or an MmkitError that says where training stood when it could not be had (a ValueError is one of `core`)."""
+    try:
+        return validate()
+    except (MmkitError, ValueError) as error:
+        raise MmkitError(f"{where}: {error}; was lr too high?") from error
