@@ -235,3 +235,14 @@ def test_dual_encoder_gives_unit_vectors():
     with torch.no_grad():
         model.head.logit_scale.fill_(50.0)
     assert model.logit_scale.item() == 100, "the scale is held below CLIP's ceiling"
+
+
+def test_batch_norm_scales_each_given_feature_by_itself_and_an_unknown_norm_is_refused():
+    image, text = build(CNN, size=32), build(TextTransformer, 20)
+    model = build(DualEncoder, image, text, norm="batch", hidden=24, dim=16)
+    unequal = torch.randn(64, image.summary_dim) * torch.logspace(-2, 2, image.summary_dim)
+    model.train()
+    scaled_alike = model.fusion[0][0](unequal)
+    torch.testing.assert_close(scaled_alike[:, -64:].std(0, correction=0), torch.ones(64), rtol=1e-3, atol=1e-3)
+    with pytest.raises(MmkitError, match="unknown norm 'bach': did you mean 'batch'"):
+        DualEncoder(image, text, norm="bach")

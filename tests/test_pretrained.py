@@ -166,3 +166,14 @@ def test_a_hub_model_without_a_network_says_what_works_offline(name, monkeypatch
 def test_no_weight_is_read_by_pickle():
     source = Path(find_spec("mmkit.models.pretrained").origin).read_text()
     assert source.count("torch.load(") == source.count("weights_only=True") == 1
+
+
+@torch.no_grad()
+def test_with_flip_a_photo_and_its_mirror_image_are_encoded_alike(efficientnet):
+    mirrored = photos().flip(-1)
+    assert not torch.allclose(efficientnet(photos()).summary, efficientnet(mirrored).summary, atol=1e-3)
+    efficientnet.flip = True
+    try:
+        torch.testing.assert_close(efficientnet(photos()).summary, efficientnet(mirrored).summary, rtol=1e-3, atol=1e-4)
+    finally:
+        efficientnet.flip = False

@@ -159,3 +159,20 @@ def test_retrieval_is_scored_on_all_captions_of_the_rows(scenes):
 def test_an_unknown_role_names_the_nearest(scenes):
     with pytest.raises(MmkitError, match="unknown text role of 'scenes' 'captoin': did you mean 'caption'"):
         prepared(Retrieval(scenes, role="captoin"))
+
+
+def test_texts_are_made_ids_once_for_a_tokenizer_and_again_for_another():
+    dataset = load("scenes", train=16, val=8, test=8, ood=8, pool=16)
+    met = []
+
+    def tokenizer(texts):
+        met.append(len(texts))
+        return torch.ones(len(texts), 3, dtype=torch.int64)
+
+    def other(texts):
+        return torch.full((len(texts), 2), 5)
+
+    first, second = (Inputs.of(dataset, tokenizer, role="question") for _ in range(2))
+    assert len(met) == 1 and first.ids is second.ids
+    assert Inputs.of(dataset, tokenizer, role="caption").ids.shape[0] == 2 * first.ids.shape[0]
+    assert Inputs.of(dataset, other, role="question").ids.eq(5).all()

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -241,6 +242,7 @@ def provenance(batch: runner.Batch) -> pd.DataFrame:
 def table_html(frame: pd.DataFrame) -> str:
     """A table as plain HTML, verdicts in their colour; it reads in a notebook, on the web and in the report."""
     text = frame.to_html(border=0, classes="mmkit", justify="left")
+    text = re.sub(r"<td>(?=[^<]{60})", '<td style="min-width:20rem">', text)  # a sentence is not squeezed into a column of single words
     for name, sign in SIGNS.items():
         text = text.replace(f"<td>{sign} {name}</td>", f'<td style="color:{COLOURS[name]};white-space:nowrap"><b>{sign} {name}</b></td>')
     return text
