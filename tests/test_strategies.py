@@ -468,7 +468,7 @@ def test_learning_rates_are_the_tables(monkeypatch):
     module = sys.modules["mmkit.strategies.tuned"]
     for which, arms in table()["lr"].items():
         grid = table()["grid"]["real" if which.endswith("real encoders") else "small"]
-        assert set(arms) <= set(ARMS) and all(rate in grid for rate in arms.values())
+        assert set(arms) <= {*ARMS, *DERIVED} and all(rate in grid for rate in arms.values())
     monkeypatch.setattr(module, "table", lambda: {"grid": {"small": [1, 2, 3], "real": [4, 5, 6]}, "lr": {"answering": {"frozen": 3}, "retrieval, real encoders": {"frozen": 6}}})
     assert [learning_rate("answering", "frozen"), learning_rate("answering", "scratch"), learning_rate("retrieval", "frozen", real=True), learning_rate("answering", "frozen", real=True)] == [3, 2, 6, 5]
     assert json.loads(TABLE.read_text())["grid"] and set(DERIVED) == {"best_single", "ensemble_single"}
