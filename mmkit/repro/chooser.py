@@ -98,5 +98,5 @@ def _row(arm: str, best: str, arms: dict, means: dict, score: str) -> dict:
     if arm == best:
         return {"arm": arm, "mean": means[arm], "flops": flops, "difference": 0.0, "low": 0.0, "high": 0.0, "tied": True}
     terms = aligned_terms([(1.0, score, None, list(arms[arm].values())), (-1.0, score, None, list(arms[best].values()))])
-    found = stats.paired_bootstrap(terms, draws=2000)
+    found = stats.paired_bootstrap(terms, draws=500)
     return {"arm": arm, "mean": means[arm], "flops": flops, "difference": found.effect, "low": found.low, "high": found.high, "tied": found.low <= 0 <= found.high}
