@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from mmkit import notebooks
+from mmkit.data.folders import sync
 from mmkit.errors import MmkitError
 from mmkit.repro import records
 from mmkit.repro.plan import Planned, fingerprint
@@ -180,17 +181,6 @@ def _end_with_the_runner(work: Path) -> None:
         continue
     end_processes(work)
     os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows has no handle for a folder
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def now() -> str:
