@@ -71,6 +71,7 @@ def tokenizer(dataset: PairedDataset, encoders: Encoders, *, language: str):
 
 
 _tokenizers: dict[tuple[str, str], WordTokenizer] = {}
+_pool_ids: dict[tuple[str, str], Tensor] = {}
 
 
 def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
@@ -80,6 +81,15 @@ def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
         seen = np.isin(splits, ["pool_text" if "pool_text" in dataset.splits else "train"]) & (dataset.texts["language"] == language).to_numpy()
         _tokenizers[key] = WordTokenizer(dataset.texts["text"][seen])
     return _tokenizers[key]
+
+
+def pool_texts(dataset: PairedDataset, words: WordTokenizer, *, language: str) -> Tensor:
+    """(N, L) ids of the unpaired texts, of every role; a set without a pool lends its training texts. Made once a data set."""
+    key = (dataset.content, language)
+    if key not in _pool_ids:
+        rows = dataset.rows("pool_text" if "pool_text" in dataset.splits else "train")
+        _pool_ids[key] = words([text for role in sorted(dataset.texts["role"].unique()) for text in dataset.texts_of(rows, role=role, language=language)[0]])
+    return _pool_ids[key]
 
 
 @cache

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mmkit.errors import MmkitError
 from mmkit.models import Average
 from mmkit.strategies.arms import DERIVED, Arm, Stage, arm
-from mmkit.strategies.encoders import Encoders, features, fresh, self_supervised, tokenizer
+from mmkit.strategies.encoders import Encoders, features, fresh, pool_texts, self_supervised, tokenizer
 from mmkit.strategies.run import Budget, Run
 from mmkit.strategies.tuned import learning_rate
 from mmkit.training import Cost, Inputs, batches, choose, device, flops_of, forget_peak, peak_bytes, seeded, stream, train
@@ -103,11 +103,8 @@ def _model(plan: Arm, task, encoders: Encoders, words, *, seed: int, cost: Cost)
     vocabulary = len(words) if not encoders.real else 0
     image, text = fresh(encoders, vocabulary, seed=seed, start=plan.start)
     if plan.start == "pretrained" and not encoders.real:
-        dataset = task.dataset
-        source = dataset.rows("pool_text" if "pool_text" in dataset.splits else "train")
-        roles = sorted(dataset.texts["role"].unique())
-        ids = words([text for role in roles for text in dataset.texts_of(source, role=role, language=task.language)[0]])
-        cost.phases |= self_supervised(dataset, ids, image, text, encoders, vocabulary=vocabulary, language=task.language, seed=seed, device=device()[0])
+        ids = pool_texts(task.dataset, words, language=task.language)
+        cost.phases |= self_supervised(task.dataset, ids, image, text, encoders, vocabulary=vocabulary, language=task.language, seed=seed, device=device()[0])
     elif plan.start == "pretrained" and plan.name == "component":
         raise MmkitError("component pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small")
     if plan.single:
@@ -161,7 +158,7 @@ def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[
 
 def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
     own = {} if encoders.real else {"seed": seed}
-    return {"what": "features", "version": 2, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
+    return {"what": "features", "version": 3, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "tokens": task.fusion == "cross_attention", **own, **encoders.describe(plan.start)}
 
 

@@ -23,7 +23,8 @@ class Phase:
 @dataclass
 class Cost:
     """The sum over phases. FLOPs are counted on one real step of each phase and multiplied by its steps
-    (a multiply-add is two FLOPs); seconds are wall time of training, evaluation left out; bytes are peak resident memory."""
+    (a multiply-add is two FLOPs); seconds are wall time of training, evaluation left out; bytes are peak resident memory.
+    parameters_total counts the model that comes out; a phase may train more, such as the decoder that pretraining throws away."""
 
     phases: dict[str, Phase] = field(default_factory=dict)
     peak_bytes: int = 0
