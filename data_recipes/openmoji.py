@@ -1,5 +1,8 @@
-"""OpenMoji: 4,494 emoji with the words people search them by; skin-tone variants stay with their base emoji."""
+"""OpenMoji: 4,494 emoji with the words people search them by; skin-tone variants and emoji drawn alike stay in one split."""
 
+import hashlib
+
+import numpy as np
 import pandas as pd
 
 from mmkit.data import DamagedImage, File, Recipe, Writer, read_image, split_by_hash
@@ -24,18 +27,36 @@ def prepare(writer: Writer, sources: Sources, *, size: int) -> None:
     if missing.all():
         raise MmkitError("no picture of openmoji.csv is in openmoji-72x72-color.zip: it is not the archive of release 17")
     table = table[~missing]
-    groups = [base_emoji(row.hexcode, row.skintone_base_hexcode) for row in table.itertuples()]
-    rows = zip(table.itertuples(), groups, split_by_hash(groups), strict=True)
-    for row, group, split in progress(rows, label="openmoji", unit="emoji", total=len(table)):
+    kept, images = [], []
+    for row in progress(table.itertuples(), label="openmoji", unit="emoji", total=len(table)):
         try:
-            image = writer.image(read_image(pictures[row.hexcode], size=size))
+            images.append(read_image(pictures[row.hexcode], size=size))
+            kept.append(row)
         except DamagedImage as damage:
             writer.report(f"{row.hexcode}.png", f"damaged picture: {damage}")
-            continue
-        item = writer.item(row.hexcode, image=image, split=split, group=group, label_group=row.group, label_subgroup=row.subgroups)
+    groups = joined([base_emoji(row.hexcode, row.skintone_base_hexcode) for row in kept], images)
+    for row, image, group, split in zip(kept, images, groups, split_by_hash(groups), strict=True):
+        item = writer.item(row.hexcode, image=writer.image(image), split=split, group=group, label_group=row.group, label_subgroup=row.subgroups)
         writer.text(item, row.annotation)
         if tags := tag_caption(row.tags, row.openmoji_tags):
             writer.text(item, tags)
+
+
+def joined(groups: list[str], images: list[np.ndarray]) -> list[str]:
+    """The groups, one name for all that share a picture: some emoji of different code points are drawn alike (a cook and a man who cooks)."""
+    leader: dict[str, str] = {}
+    first: dict[str, str] = {}
+
+    def find(group: str) -> str:
+        while group in leader:
+            group = leader[group]
+        return group
+
+    for group, image in zip(groups, images, strict=True):
+        one, other = sorted((find(group), find(first.setdefault(hashlib.sha256(image.tobytes()).hexdigest(), group))))
+        if one != other:
+            leader[other] = one
+    return [find(group) for group in groups]
 
 
 def base_emoji(hexcode: str, stated: str) -> str:
@@ -56,7 +77,7 @@ RECIPE = Recipe(
     licence="CC BY-SA 4.0",
     terms="free to use and to share under the same licence, with the words: All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0",
     citation="B. Gross, D. Utz and contributors: OpenMoji. HfG Schwaebisch Gmuend, openmoji.org, release 17.0.0.",
-    version=1,
+    version=2,
     files=(
         File("openmoji-72x72-color.zip", f"{RELEASE}/openmoji-72x72-color.zip", mirror="openmoji/color-72px", unpack=True),
         File(

@@ -1,5 +1,6 @@
 """The openmoji recipe on a small made folder, and on the mirror where there is one."""
 
+import hashlib
 import os
 import shutil
 from dataclasses import replace
@@ -33,9 +34,9 @@ def recipe(tmp_path, monkeypatch):
     pictures.mkdir(parents=True)
     columns = ["hexcode", "group", "subgroups", "annotation", "tags", "openmoji_tags", "skintone_base_hexcode"]
     pd.DataFrame(ROWS, columns=columns).to_csv(pictures.parent / "openmoji.csv", index=False)
-    for hexcode, *_ in ROWS[:-1]:
+    for index, (hexcode, *_) in enumerate(ROWS[:-1]):
         picture = Image.new("RGBA", (72, 72), (0, 0, 0, 0))
-        picture.paste((200, 30, 30, 255), (24, 24, 48, 48))
+        picture.paste((200, 30 + index, 30, 255), (24, 24, 48, 48))
         picture.save(pictures / f"{hexcode}.png")
     return replace(openmoji.RECIPE, files=tuple(replace(file, sha256=None) for file in openmoji.RECIPE.files))
 
@@ -48,6 +49,15 @@ def test_captions_labels_groups_and_white_background(recipe):
     assert ds.classes("label_group") == ["component", "people-body", "smileys-emotion"] and ds.items["label_subgroup"].iloc[0] == "hand"
     assert ds.items.groupby("group")["split"].nunique().max() == 1
     assert ds.card["reported"] == [{"name": "26FF.png", "reason": "no such picture"}]
+
+
+def test_emoji_drawn_alike_stay_in_one_split(recipe, tmp_path):
+    pictures = tmp_path / "mirror/openmoji/color-72px"
+    shutil.copy(pictures / "1F9D1-200D-1F33E.png", pictures / "1F600.png")
+    ds = load(recipe)
+    assert ds.items.set_index("id")["group"].to_dict() == {
+        "1F44B": "1F44B", "1F44B-1F3FB": "1F44B", "1F9D1-1F3FC-200D-1F33E": "1F600", "1F9D1-200D-1F33E": "1F600", "1F600": "1F600", "1F3FB": "1F3FB",
+    }
 
 
 def test_strays_and_damage_are_reported(recipe, tmp_path):
@@ -76,3 +86,9 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
         assert table.groupby("base")["split"].nunique().max() == 1 and table["base"].nunique() == 2_465
         share = table["split"].value_counts(normalize=True)
         assert 0.75 < share["train"] < 0.85 and min(share["val"], share["test"]) > 0.05
+
+    def test_no_picture_of_the_real_set_is_in_two_splits():
+        ds = load("openmoji")
+        pictures = pd.Series([hashlib.sha256(image.tobytes()).hexdigest() for image in ds.images])
+        assert ds.items["split"].groupby(pictures).nunique().max() == 1 and pictures.nunique() < len(ds)
+        assert min(ds.splits.values()) > 0.05 * len(ds)
