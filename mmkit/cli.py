@@ -15,10 +15,13 @@ app = typer.Typer(help="A teaching and reproduction kit for multimodal AI.", no_
 data = typer.Typer(help="List, prepare, add and check data sets.", no_args_is_help=True, rich_markup_mode=None)
 notebook = typer.Typer(help="Check and refresh notebooks (for authors).", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
+labs = typer.Typer(help="Student and solution copies; assignments graded by nbgrader (for lecturers).", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(notebook, name="notebook")
+app.add_typer(labs, name="labs")
 
 Name = Annotated[str, typer.Argument(help="Name of a data set.")]
 File = Annotated[str, typer.Argument(help="A notebook: its number, name or path.")]
+Course = Annotated[Path | None, typer.Option(help="Folder of the course: source, release, submitted, autograded; runs/labs by default.")]
 Pairs = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter of the notebook; may be repeated.")]
 Knobs = Annotated[list[str], typer.Argument(metavar="[KNOB=VALUE]...", help="Knobs of the recipe that differ from their defaults.")]
 Plan = Annotated[str, typer.Argument(help="Name of a plan in notebooks/plans/.")]
@@ -172,6 +175,46 @@ def notebook_refresh(file: File) -> None:
 
     path = notebooks.resolve(file)
     typer.echo(f"{path.name}: {refresh.refresh(path)}")
+
+
+@labs.command("views")
+def labs_views(files: Annotated[list[str], typer.Argument(help="Notebooks by number, name or path; all of them by default.")] = []) -> None:
+    """Bring the student, solution and code-only copies in notebooks/views/ up to date."""
+    from mmkit import notebooks
+    from mmkit.teach import views
+
+    changed = [] if files else [file.unlink() or file for file in views.orphans(notebooks.folder())]
+    for path in map(notebooks.resolve, files or sorted(notebooks.folder().glob("[0-9][0-9]_*.ipynb"))):
+        changed += views.write(path)
+    typer.echo(f"{len(changed)} copies changed in notebooks/views/")
+
+
+@labs.command("build")
+def labs_build(file: File, course: Course = None) -> None:
+    """Make an nbgrader assignment of a notebook."""
+    from mmkit import notebooks
+    from mmkit.teach import labs
+
+    typer.echo(f"hand out {labs.build(notebooks.resolve(file), course or _course())}")
+
+
+@labs.command("grade")
+def labs_grade(file: File, course: Course = None) -> None:
+    """Run nbgrader's autograder on what was handed in and print the scores. It runs the students' code with your rights. Exit code 1 when one could not be graded."""
+    from mmkit import notebooks
+    from mmkit.teach import labs
+
+    scores, problems = labs.grade(notebooks.resolve(file).stem, course or _course())
+    typer.echo(labs.table(scores))
+    for problem in problems:
+        typer.echo(problem, err=True)
+    raise typer.Exit(bool(problems))
+
+
+def _course() -> Path:
+    from mmkit.repro import paths
+
+    return paths.runs() / "labs"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What every test has: no network, one thread, data and runs in folders of this session."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,17 @@ import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CI = os.environ.get("CI", "").lower() in ("true", "1")
+
+# What this machine lacks is not collected, and the summary names it; continuous integration has to have it.
+NOT_RUN = [] if BROWSER or CI else [("test_browser.py", "no Chromium here (Debian and Ubuntu: apt install chromium)")]
+collect_ignore = [name for name, _ in NOT_RUN]
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name, reason in NOT_RUN:
+        terminalreporter.write_line(f"NOT RUN: tests/{name}: {reason}", yellow=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from conftest import ROOT
+
 OUTSIDE = "192.0.2.1"  # reserved for documentation: nobody answers there
 
 
@@ -31,3 +33,11 @@ def test_this_machine_stays_reachable():
 def test_data_and_runs_are_the_sessions_own(tmp_path_factory):
     base = str(tmp_path_factory.getbasetemp())
     assert os.environ["MMKIT_DATA"].startswith(base) and os.environ["MMKIT_RUNS"].startswith(base)
+
+
+@pytest.mark.parametrize(("ci", "collected"), [("", False), ("true", True)])
+def test_a_machine_without_a_browser_says_so_and_ci_insists(ci, collected):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "tests", "--ignore-glob=*/test_[ac-z]*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PATH": "", "CI": ci})
+    assert ("test_browser.py::test_a_widget_moves_the_figure" in done.stdout) == collected
+    assert ("NOT RUN: tests/test_browser.py: no Chromium here" in done.stdout) == (not collected), done.stdout

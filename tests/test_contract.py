@@ -120,6 +120,8 @@ MUTATIONS = {
     "no region": (source("answer", "### END SOLUTION", ""), "cell answer: an exercise holds its solution between"),
     "empty region": (source("answer", "answer = 2", ""), "cell answer: an exercise holds its solution between"),
     "no answer check": (removes("answer-check"), "cell answer: an exercise is followed by a code cell tagged `check`"),
+    "value of a check": (sets("answer-check", outputs=[{"output_type": "execute_result", "data": {"text/plain": "1"}, "metadata": {}, "execution_count": 4}]), "cell answer-check: a check ends in a bare value"),
+    "typed number": (sets("limits", source="## Where it stops being true\nAbove 43.5 %.\n\n## What to read\nBooks."), "cell limits: the number 43.5 % is typed or stale"),
     "not run": (sets("findings", execution_count=None), "its cells were not run once each from top to bottom"),
     "run twice": (sets("findings", execution_count=9), "its cells were not run once each from top to bottom"),
     "error kept": (sets("findings", outputs=[{"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}]), "its committed output is an error (KeyError)"),

@@ -1,9 +1,11 @@
 """Every notebook keeps the contract, runs at smoke size with its own and with other parameters, and reproduces its committed outputs.
 
 Papermill and nbval are blind in opposite places, so both run. Whatever is in `notebooks/` is taken; nothing is left out.
+What nbval compares is in `plugins/nbval_strict.py`.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ OTHER = [
     for number, values in enumerate(PROFILES.get(path.stem, {}).get("other", []))
     if values.get("data") not in FROM_FILES or os.environ.get("MMKIT_MIRROR")
 ]
-NBVAL = [sys.executable, "-m", "pytest", "-q", "-p", "nbval_ipc", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-cell-timeout=120"]
+NBVAL = [sys.executable, "-m", "pytest", "-q", "-p", "nbval_strict", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout=120"]
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -81,22 +83,85 @@ def test_it_runs_with_other_parameters(path, values, tmp_path):
 @pytest.mark.notebooks
 @each_notebook
 def test_it_reproduces_its_committed_outputs_within_its_limits(path, tmp_path):
-    """nbval at lab size: every cell runs, and those tagged `nbval-check-output` print what the page shows."""
+    """nbval at lab size: every cell runs, and its output is the one on the page."""
     log = tmp_path / "nbval.log"
     code, seconds, gigabytes = measured([*NBVAL, str(path)], log)
     assert code == 0, log.read_text()
     assert f"{len(notebooks.code_cells(notebooks.read(path)))} passed" in log.read_text()
     limit = PROFILES[path.stem]["limits"]["lab"]
     assert seconds <= limit["seconds"] and gigabytes <= limit["gigabytes"], f"{seconds:.0f} s, {gigabytes:.1f} GB"
+    stated = contract.MEASURED.search(notebooks.read(path)["cells"][0]["source"])
+    roomy = 2 * float(stated[2]) + 10, 1.5 * float(stated[3]) + 0.25
+    assert seconds <= roomy[0] and gigabytes <= roomy[1], f"it took {seconds:.0f} s and {gigabytes:.1f} GB, its first cell says {stated[2]} s and {stated[3]} GB: run `mmkit notebook refresh`"
+
+
+# --- the guards guard ---------------------------------------------------------------------------------------------------
+
+PNG = """import base64, struct, sys, zlib
+from IPython.display import display
+def png(across, down):
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", across, down, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress((bytes(across + 1)) * down)) + chunk(b"IEND", b"")
+    return base64.b64encode(b"\\x89PNG\\r\\n\\x1a\\n" + body).decode()"""
+exec(PNG)
+
+
+def stream(text, name="stdout"):
+    return nbformat.v4.new_output("stream", text=text, name=name)
+
+
+def figure(across, down):
+    return nbformat.v4.new_output("display_data", data={"image/png": png(across, down), "text/plain": "[figure]"})  # noqa: F821  made above
+
+
+SHOW = "display({'image/png': png(8, 6), 'text/plain': '[figure]'}, raw=True)"
+CHECK, IGNORE = ["nbval-check-output"], ["nbval-ignore-output"]
+PAGE = {  # cell: source, tags, what the page shows, whether nbval may let it pass
+    "helpers": (PNG, [], [], True),
+    "a number": ("print(6 * 7)", CHECK, [stream("42\n")], True),
+    "a changed number": ("print(6 * 7)", CHECK, [stream("41\n")], False),
+    "a number that hangs on training": ("print(6 * 7)", [], [stream("41\n")], True),
+    "a figure": (SHOW, [], [figure(8, 6)], True),
+    "a changed figure size": (SHOW, [], [figure(8, 7)], False),
+    "a changed figure size in an exact cell": (SHOW, CHECK, [figure(9, 6)], False),
+    "a removed figure": (SHOW, [], [], False),
+    "a figure whose picture was removed": (SHOW, [], [nbformat.v4.new_output("display_data", data={"text/plain": "[figure]"})], False),
+    "a removed output": ("print(6 * 7)", [], [], False),
+    "a removed output in an exact cell": ("print(6 * 7)", CHECK, [], False),
+    "an output that is not made any more": ("pass", [], [stream("42\n")], False),
+    "a warning": ("print('careful', file=sys.stderr)", [], [], False),
+    "an output that is not compared": ("print(6 * 7)", IGNORE, [stream("some\nmore\n")], True),
+    "an error": ("1 / 0", IGNORE, [], False),
+}
 
 
 @pytest.mark.notebooks
-@pytest.mark.parametrize(("shown", "code"), [("42", 0), ("41", 1)])
-def test_nbval_does_compare_what_is_tagged(tmp_path, shown, code):
-    """The guard of the guard above: the same command on a page that shows the right and the wrong number."""
-    cell = nbformat.v4.new_code_cell("print(6 * 7)", id="answer", execution_count=1, metadata={"tags": ["nbval-check-output"]})
-    cell.outputs = [nbformat.v4.new_output("stream", text=f"{shown}\n")]
+def test_nbval_catches_what_was_broken_on_purpose(tmp_path):
+    """The same command on a page with a changed number, changed figure sizes, removed outputs."""
+    cells = [
+        nbformat.v4.new_code_cell(source, id=f"cell-{number}", execution_count=number + 1, metadata={"tags": tags}, outputs=shown)
+        for number, (source, tags, shown, _) in enumerate(PAGE.values())
+    ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "00_made.ipynb")
-    found, _, _ = measured([*NBVAL, str(tmp_path / "00_made.ipynb")], tmp_path / "log")
-    assert found == code, (tmp_path / "log").read_text()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "00_made.ipynb")
+    code, _, _ = measured([*NBVAL, "-rA", str(tmp_path / "00_made.ipynb")], tmp_path / "log")
+    log = (tmp_path / "log").read_text()
+    verdicts = {int(number): verdict == "PASSED" for verdict, number in re.findall(r"^(PASSED|FAILED) \S+::Cell (\d+)", log, re.M)}
+    assert {name: verdicts[number] for number, name in enumerate(PAGE)} == {name: passes for name, (*_, passes) in PAGE.items()}, log
+    assert code == 1
+
+
+@pytest.mark.notebooks
+def test_standard_error_is_kept_and_an_undeclared_override_refused(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell("import sys", id="set-up"),
+        nbformat.v4.new_code_cell("pairs: int = 8  # pairs", id="parameters", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print(f'{pairs} are few', file=sys.stderr)", id="warning"),
+    ]
+    path, out = tmp_path / "00_made.ipynb", tmp_path / "executed.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    executed, _, _ = smoke(path, out, {"pairs": 3})
+    assert standard_error(executed) == [("warning", "3 are few\n")]
+    with pytest.raises(AssertionError, match="unknown parameter 'pars': did you mean 'pairs'?"):
+        smoke(path, out, {"pars": 3})

@@ -49,6 +49,10 @@ def test_arms_panels_failures_and_provenance(batch):
     points = report.arm_points(batch.results, "accuracy", {"pairs": 64, "data": "toy", "task": "answering"})
     assert set(points) == {"holistic", "component", "shuffled"} and points["holistic"]["low"] < points["holistic"]["mean"] < points["holistic"]["high"]
     assert [(score, condition["pairs"]) for score, condition in report.panels(report.verdicts(batch), batch.results)] == [("accuracy", 64)]
+    score, condition = report.panels([], batch.results)[0]  # no claims: the task's own score; here arms share conditions, so a panel each
+    assert score == "accuracy" and condition["pairs"] in (64, 256)
+    apart = [result for result in batch.results if (result.row["arm"] == "holistic") == (result.condition["pairs"] == 64)]
+    assert report.panels([], apart) == [("accuracy", None)] and len(report.arm_points(apart, "accuracy", None)) > 1
     tables = report.arm_tables(batch.results)
     assert tables.count("<details>") == 2 and "pairs 256" in tables and "ood_style/accuracy" in tables
     failed = report.failures_table(batch)

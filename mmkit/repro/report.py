@@ -144,11 +144,11 @@ def claim_cards(found: Sequence[Verdict]) -> str:
     return "\n".join(cards)
 
 
-def arm_points(results: Sequence[Result], score: str, condition: dict) -> dict[str, dict]:
-    """arm -> mean, low, high of a score (95 %, two-way t over seeds and clusters) and mean costs, under one full condition."""
+def arm_points(results: Sequence[Result], score: str, condition: dict | None) -> dict[str, dict]:
+    """arm -> mean, low, high of a score (95 %, two-way t over seeds and clusters) and mean costs, under one full condition; None: each arm under its own."""
     arms: dict[str, list[Result]] = {}
     for result in results:
-        if result.condition == condition and score in result.row["scores"]:
+        if condition in (None, result.condition) and score in result.row["scores"]:
             arms.setdefault(result.row["arm"], []).append(result)
     points = {}
     for arm, members in arms.items():
@@ -165,8 +165,10 @@ def conditions(results: Sequence[Result]) -> list[dict]:
     return list({json.dumps(result.condition, sort_keys=True): result.condition for result in results}.values())
 
 
-def condition_text(condition: dict, among: Sequence[dict]) -> str:
+def condition_text(condition: dict | None, among: Sequence[dict]) -> str:
     """A condition in words: only what varies among the conditions, or everything when nothing does."""
+    if condition is None:
+        return "each arm under its own condition"
     varies = [name for name in condition if any(other.get(name) != condition[name] for other in among)] or list(condition)
     return ", ".join(
         f"{name.replace('_', ' ')} {condition[name]:g}" if isinstance(condition[name], float) else f"{name.replace('_', ' ')} {condition[name]}"
@@ -174,11 +176,14 @@ def condition_text(condition: dict, among: Sequence[dict]) -> str:
     )
 
 
-def panels(found: Sequence[Verdict], results: Sequence[Result], *, most: int = 4) -> list[tuple[str, dict]]:
-    """(score, condition) of the panels of the cost-quality figure: those the claims speak of, in their order."""
+def panels(found: Sequence[Verdict], results: Sequence[Result], *, most: int = 4) -> list[tuple[str, dict | None]]:
+    """(score, condition) of the panels of the cost-quality figure: those the claims speak of, in their order. Without claims: the task's
+    own score on the test split, in one panel where no arm was run under two conditions."""
     asked = [(term.score, term.condition) for verdict in found if verdict.estimate is not None for term in verdict.claim.terms if term.score]
     if not asked:
-        asked = [(next(iter(result.row["scores"])), result.condition) for result in results]
+        asked = [(min(result.row["scores"], key=lambda score: ("/" in score, score)), result.condition) for result in results]
+        if len({(result.row["arm"], str(result.condition)) for result in results}) == len({result.row["arm"] for result in results}) > 1:
+            return [(asked[0][0], None)]
     chosen: dict[str, tuple[str, dict]] = {}
     for score, wanted in asked:
         for condition in conditions(results):

@@ -13,12 +13,13 @@ from pathlib import Path
 from mmkit import notebooks
 from mmkit.errors import MmkitError
 from mmkit.notebooks import code_cells, tags
+from mmkit.teach import prose
+from mmkit.teach.prose import MEASURED
 
 CELLS, CODE_LINES, CELL_LINES, BYTES = 40, 250, 20, 1_000_000
 TAGS = ("parameters", "setup", "prediction", "exercise", "check", "hide-input", "remove-input", "nbval-check-output", "nbval-ignore-output")
 LABELS = ("You will learn", "You need first", "Time and memory", "Data and terms")
 SECTIONS = ("Exercises", "What was found", "Where it stops being true", "What to read")
-MEASURED = re.compile(r"(\*\*Time and memory\*\*:?\s*)([\d.]+) s and ([\d.]+) GB on (\d+) cores")
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 ABSOLUTE = re.compile(r"(?<![\w.:/~$}])/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|work|workspace|content|private)/\w|\b[A-Z]:\\\\?\w")
 FETCHING = {"requests", "urllib", "httpx", "wget", "pooch", "subprocess", "huggingface_hub", "pip", "conda"}
@@ -41,7 +42,7 @@ def check(path: str | Path) -> list[str]:
     trees, unreadable = _trees(notebook)
     breaches += unreadable
     if not unreadable:
-        breaches += [*_parameters(notebook, trees), *_fetching(trees)]
+        breaches += [*_parameters(notebook, trees), *_fetching(trees), *prose.check(notebook)]
     return [f"{path.name}: cell {cell}: {text}" if cell else f"{path.name}: {text}" for cell, text in breaches]
 
 
@@ -146,6 +147,8 @@ def _exercises(notebook: dict) -> Iterator[Breach]:
             yield cell["id"], f"an exercise holds its solution between {BEGIN!r} and {END!r}"
         if "check" not in tags(follower):
             yield cell["id"], "an exercise is followed by a code cell tagged `check` that tests the answer"
+        if any(output["output_type"] == "execute_result" for output in follower.get("outputs", [])):
+            yield follower["id"], "a check ends in a bare value, which nbgrader takes for partial credit: assert it, or print it"
 
 
 def _outputs(notebook: dict) -> Iterator[Breach]:

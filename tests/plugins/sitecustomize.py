@@ -3,6 +3,9 @@
 
 import ipaddress
 import socket
+import sys
+
+sys.modules.setdefault("rfc3987_syntax", None)  # three seconds of jsonschema's start, see mmkit.notebooks
 
 _connect, _connect_ex, _getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 

@@ -1,0 +1,118 @@
+# Which strategy should you bet on, and how would you know?
+# The code of 00_start_here.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
+
+# %% set-up
+from math import ceil, sqrt
+from statistics import NormalDist
+from textwrap import fill
+
+import numpy as np
+from IPython.display import Markdown, display
+
+import mmkit
+from mmkit import doctor
+from mmkit.teach import plots
+
+# %% parameters
+data: str = "scenes"  # data set to look at: a recipe or one of your own
+true_gap: float = 1.0  # points of recall@1 by which strategy A truly is better
+seed_sd: float = 1.4  # standard deviation of either strategy's score over seeds, in points
+shared: float = 0.5  # correlation of the two scores of one seed when the strategies share its split and order
+most_seeds: int = 16  # largest number of seeds to simulate
+repeats: int = 20000  # simulated comparisons
+seed: int = 0  # seed of the simulation
+
+# %% guess
+guess = 0.25
+
+# %% guess-check
+assert 0 <= guess <= 1, f"a share lies between 0 and 1, got {guess}"
+print(f"noted: {guess:.0%}")
+
+# %% simulation
+rng = np.random.default_rng(seed)
+seeds = np.arange(1, most_seeds + 1)
+
+
+def share_wrong(correlation):
+    """Share of comparisons with a negative mean difference after 1, 2, ... seeds."""
+    luck, own_a, own_b = rng.standard_normal((3, repeats, most_seeds))
+    a = true_gap + seed_sd * (sqrt(correlation) * luck + sqrt(1 - correlation) * own_a)
+    b = seed_sd * (sqrt(correlation) * luck + sqrt(1 - correlation) * own_b)
+    return ((a - b).cumsum(axis=1) / seeds < 0).mean(axis=0)
+
+
+simulated = {"separate seeds": share_wrong(0.0), "paired seeds": share_wrong(shared)}
+for name, wrong in simulated.items():
+    print(f"{name}: the worse strategy is ahead in {wrong[0]:.0%} of comparisons with one seed")
+print(f"your guess: {guess:.0%}")
+
+# %% formula
+def p_wrong(gap, sd, count, correlation=0.0):
+    """Equation (1): probability that the mean difference over `count` seeds has the wrong sign."""
+    return NormalDist().cdf(-gap * sqrt(count) / (sd * sqrt(2 * (1 - correlation))))
+
+
+correlations = {"separate seeds": 0.0, "paired seeds": shared}
+exact = {name: np.array([p_wrong(true_gap, seed_sd, count, rho) for count in seeds]) for name, rho in correlations.items()}
+worst = max(abs(simulated[name] - exact[name]).max() for name in exact)
+allowed = 4 * sqrt(0.25 / repeats)  # four standard errors of a simulated share
+print(f"one seed each, by (1): {exact['separate seeds'][0]:.1%} separate, {exact['paired seeds'][0]:.1%} paired")
+print(f"simulation and formula agree within their sampling error: {worst < allowed}")
+
+# %% wrong-sign-figure
+few = min(6, most_seeds)
+summary = {name: (f"{p[0]:.0%}", f"{p[few - 1]:.0%}") for name, p in exact.items()}
+text = "; ".join(f"{name}: {one} with 1 seed, {more} with {few}" for name, (one, more) in summary.items())
+with plots.figure(
+    alt=f"Probability of the wrong sign against the number of seeds, falling. {text}. Simulated points lie on the curves of equation 1.",
+    caption=f"How often the worse strategy wins (true gap {true_gap:.1f} points, seed SD {seed_sd:g}). {text}. Points: simulation. Lines: equation (1).",
+) as axes:
+    for name, colour, marker in zip(exact, (plots.VERMILION, plots.BLUE), "so"):
+        axes.plot(seeds, 100 * exact[name], color=colour)
+        axes.plot(seeds, 100 * simulated[name], marker, color=colour, label=name)
+    axes.axhline(5, color=plots.GREY, linestyle="--", linewidth=1)
+    axes.annotate("5 %", (seeds[-1], 5), (0, 3), textcoords="offset points", ha="right", color=plots.GREY)
+    axes.set(xlabel="seeds for each strategy", ylabel="wrong sign (% of comparisons)", xlim=(0.5, most_seeds + 0.5), ylim=(0, 50))
+    axes.legend()
+
+# %% environment
+print(doctor.table(doctor.diagnose()))
+
+# %% pictures
+dataset = mmkit.load(data)
+print(f"{dataset.name}, content {dataset.content[:12]}")
+print(", ".join(f"{split} {count:,}" for split, count in dataset.splits.items()))
+rows = dataset.rows("train")[:4]
+texts, owner = dataset.texts_of(rows)
+captions = [texts[list(owner).index(place)] for place in range(len(rows))]
+with plots.figure(
+    1, len(rows), height=2.6, squeeze=False, smoke=False, alt=f"Training images of {data} with their captions: " + "; ".join(captions),
+    caption=f"The first training items of {data}, each with its first caption.",
+) as axes:
+    for axis, pixels, caption in zip(axes[0], dataset.pixels(rows), captions):
+        axis.imshow(pixels.permute(1, 2, 0))
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel(fill(caption, 24), fontsize=8)
+
+# %% seeds-needed
+def seeds_needed(gap, sd, error, correlation=0.0):
+    """The least number of seeds with p_wrong(gap, sd, seeds, correlation) <= error."""
+    quantile = -NormalDist().inv_cdf(error)
+    return ceil(2 * (1 - correlation) * (quantile * sd / gap) ** 2)
+
+# %% seeds-needed-check
+for case in [(1.0, 1.4, 0.05, 0.0), (1.0, 1.4, 0.05, 0.5), (0.5, 1.4, 0.05, 0.0), (2.0, 0.5, 0.2, 0.3)]:
+    gap, sd, error, correlation = case
+    answer = seeds_needed(*case)
+    assert p_wrong(gap, sd, answer, correlation) <= error, f"{answer} seeds are too few for {case}"
+    assert answer == 1 or p_wrong(gap, sd, answer - 1, correlation) > error, f"fewer than {answer} seeds are enough for {case}"
+print("both sides hold: enough, and no fewer would be")
+
+# %% findings
+separate, paired = (seeds_needed(true_gap, seed_sd, 0.05, rho) for rho in (0.0, shared))
+display(Markdown(
+    f"With a true gap of {true_gap:.1f} points and a seed SD of {seed_sd:g}, one seed of each strategy names the worse one in "
+    f"**{exact['separate seeds'][0]:.0%}** of comparisons (simulated: {simulated['separate seeds'][0]:.0%}; your guess: {guess:.0%}). "
+    f"To be wrong in at most 5 % it takes **{separate}** separate seeds, or **{paired}** paired ones at a correlation of {shared:g}."
+))

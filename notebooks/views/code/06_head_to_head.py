@@ -1,0 +1,186 @@
+# Which strategy wins, and when?
+# The code of 06_head_to_head.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
+
+# %% set-up
+import ipywidgets as widgets
+import pandas as pd
+from IPython.display import Markdown, display
+
+import mmkit
+from mmkit.repro import chooser, paths, recorded, records
+from mmkit.repro.report import arm_points
+from mmkit.strategies import Budget, Encoders, fit
+from mmkit.tasks import task
+from mmkit.teach import plots
+
+# %% parameters
+data: str = "scenes"  # data set: scenes, flickr8k, or one of your own (photos with captions)
+cases: list[str] = ["complex"]  # which cases to run, by name; other data has one, "retrieval"
+arms: list[str] = []  # strategies to compare; empty takes each case's own
+pairs: int = 0  # labelled pairs; 0 takes each case's own (other data: all of them)
+epochs: int = 20  # passes over the pairs
+limit: int = 0  # score only the first so many items of each split; 0 scores all
+seed: int = 0  # decides pairs, order, first weights and masks
+published: str = "head_to_head"  # plan whose published records the figure and the chooser read; empty: this run alone
+
+# %% cases
+MAIN = ["scratch", "holistic", "frozen", "component"]
+CONTROLS = ["joint_plus_unimodal", "best_single", "ensemble_single", "shuffled_pairs", "blank_image", "blank_text"]
+CASES = {  # name: task, pairs, arms, knobs of the data
+    "base": ("answering", 256, [*MAIN, "lp_ft", *CONTROLS], {"both": 0.5}),
+    "simple": ("answering", 256, [*MAIN, "ensemble_single"], {"both": 0.0}),
+    "simple, few labels": ("answering", 64, [*MAIN, "ensemble_single"], {"both": 0.0}),
+    "complex": ("answering", 512, [*MAIN, "ensemble_single"], {"both": 1.0}),
+    "image-heavy": ("answering", 256, [*MAIN, "joint_plus_unimodal", "ensemble_single"], {"both": 0.0, "image_share": 0.9}),
+    "retrieval": ("retrieval", 256, MAIN, {}),
+}
+chosen = list(cases)
+if data != "scenes":
+    CASES, chosen = {"retrieval": ("retrieval", 10**9, MAIN, {})}, ["retrieval"]
+unknown_cases = set(chosen) - set(CASES)
+if unknown_cases:
+    raise mmkit.MmkitError(f"no case {sorted(unknown_cases)}: there are {', '.join(CASES)}")
+print(f"{len(chosen)} of {len(CASES)} cases on {data}: {'; '.join(chosen)}")
+
+# %% guess
+guess = {"same pairs": "component", "same compute": "scratch"}
+
+# %% guess-check
+assert set(guess) == {"same pairs", "same compute"} and set(guess.values()) <= set(MAIN), f"name one of {MAIN} for each, got {guess}"
+print(f"noted: {guess}")
+
+# %% compare
+def open_case(name):
+    kind, count, members, knobs = CASES[name]
+    dataset = mmkit.load(data, **knobs)
+    photos = {"dim": 512, "hidden": 1024, "dropout": 0.2, "norm": "batch"} if dataset.images.shape[1] >= 96 else {}
+    about = {"case": name, "both": knobs.get("both", 0.5), "image_share": knobs.get("image_share", 0.5)} if data == "scenes" else {"case": name}
+    return task(kind, dataset, limit=limit or None, **photos), pairs or min(count, dataset.splits["train"]), arms or members, about
+
+
+def run(arm, problem, budget, **about):
+    encoders = Encoders.suited(problem.dataset, arm)
+    result = fit(arm, problem, budget=budget, seed=seed, encoders=encoders, batch=512 if encoders.flip else 64)
+    mmkit.record(result, epochs=budget.epochs, **about)
+    return result
+
+# %% runs
+for name in chosen:
+    problem, count, members, about = open_case(name)
+    done = {arm: run(arm, problem, Budget(count, epochs), compute="own", **about) for arm in members}
+    if name == "complex" and {"scratch", "component"} <= set(done):
+        equal = Budget(count, epochs, flops=done["component"].cost.flops)
+        run("scratch", problem, equal, compute="as component", **about)
+mine = recorded()
+print(f"{len(mine)} runs recorded")
+
+# %% table
+METRIC = {"answering": "accuracy", "retrieval": "recall@1"}
+
+
+def line(result):
+    row, metric = result.row, METRIC[result.row["task"]]
+    shifted = {split: row["scores"][f"{split}/{metric}"] for split in ("ood_composition", "ood_style") if f"{split}/{metric}" in row["scores"]}
+    where = {"case": row["condition"]["case"], "arm": row["arm"], "compute": row["condition"]["compute"]}
+    return {**where, "test": row["scores"][metric], **shifted, "GFLOPs": row["cost"]["flops"] / 1e9}
+
+
+table = pd.DataFrame(map(line, mine)).set_index(["case", "arm", "compute"])
+display(table.round({"test": 2, "ood_composition": 2, "ood_style": 2, "GFLOPs": 0}))
+
+# %% published-records
+folder = paths.notebooks() / "records" / published
+evidence = records.read(folder) if published and data == "scenes" and folder.exists() else []
+source = evidence or mine
+seeds = sorted({result.row["seed"] for result in source})
+print(f"{'published records' if evidence else 'no published records, so this run alone'}: {len(source)} results, {len(seeds)} seeds")
+
+# %% figure-helpers
+def case_points(results, name, split):
+    """arm -> mean, low, high of one case on one split; `scratch+` is scratch with component's compute."""
+    points = {}
+    for condition in {str(r.condition): r.condition for r in results if r.condition.get("case") == name}.values():
+        found = arm_points(results, split + METRIC[condition["task"]], condition)
+        points |= {arm + ("" if condition["compute"] == "own" else "+"): value for arm, value in found.items()}
+    return points
+
+
+SHOWN = ["ensemble_single", "joint_plus_unimodal", "frozen", "component", "holistic", "scratch+", "scratch"]
+known = {result.condition.get("case") for result in source}
+columns = [name for name in CASES if name in known and (name != "base" or len(known) < 3)]
+
+# %% figure
+alt = f"For each case a panel: accuracy or R@1 of each arm, in domain as filled marks with 95 % intervals over {len(seeds)} seeds, under a shift of style as pale marks; the order of the arms changes from case to case."
+with plots.figure(1, len(columns), width=2.3 * len(columns) + 1, height=3.6, alt=alt, squeeze=False, sharey=True, caption="No arm wins everywhere: the case decides. Dark: test split. Pale: shifted style. Ring: this run.") as axes:
+    for axis, name in zip(axes[0], columns):
+        for split, alpha in (("", 1.0), ("ood_style/", 0.35)):
+            points, ring = case_points(source, name, split), case_points(mine, name, split)
+            for y, arm in enumerate(SHOWN):
+                look = plots.arm(arm.rstrip("+"))
+                if arm in points:
+                    p = points[arm]
+                    error = [[p["mean"] - p["low"]], [p["high"] - p["mean"]]] if len(seeds) > 1 else None
+                    axis.errorbar(p["mean"], y, xerr=error, color=look["color"], marker=look["marker"], alpha=alpha)
+                if arm in ring:
+                    axis.plot(ring[arm]["mean"], y, marker="o", markersize=10, fillstyle="none", color="0.4", alpha=alpha)
+        axis.set(title=name, xlim=(0, 1.03), xlabel="R@1" if name == "retrieval" else "accuracy", yticks=range(len(SHOWN)), yticklabels=SHOWN)
+
+# %% chooser
+def advise(pairs=256, both=0.5, image_share=0.5, shifted=False):
+    """The advice for one case, as a line of text."""
+    score = "ood_style/accuracy" if shifted else "accuracy"
+    return str(chooser.choose(source, score=score, pairs=pairs, both=both, image_share=image_share))
+
+
+if any(result.row["task"] == "answering" for result in source) and len(seeds) > 1:
+    sliders = {
+        "pairs": widgets.SelectionSlider(options=[32, 64, 128, 256, 512, 1024], value=256, description="pairs"),
+        "both": widgets.FloatSlider(0.5, min=0, max=1, step=0.25, description="need both"),
+        "image_share": widgets.FloatSlider(0.5, min=0.1, max=0.9, step=0.1, description="image share"),
+        "shifted": widgets.Checkbox(False, description="judge under shift"),
+    }
+    answer = widgets.interactive_output(lambda **case: display(Markdown(advise(**case))), sliders)
+    display(widgets.VBox([*sliders.values(), answer]))
+
+# %% chooser-static
+if len(seeds) > 1 and any(result.row["task"] == "answering" for result in source):
+    for case in chooser.cases(source, task="answering"):
+        print(advise(**case))
+    regret = pd.DataFrame(chooser.regrets(source))
+    display(regret.round(3))
+else:
+    regret = None
+    print("The chooser needs records of several seeds: run `mmkit reproduce`, or keep the published ones.")
+
+# %% pays-off
+def pays_off(pretraining, with_it, without):
+    """Smallest number of tasks n with pretraining + n * with_it < n * without, or None."""
+    if with_it >= without:
+        return None
+    return int(pretraining // (without - with_it)) + 1
+
+# %% pays-off-check
+assert pays_off(10.0, 1.0, 2.0) == 11, "at ten tasks the two only tie"
+assert pays_off(10.5, 1.0, 2.0) == 11 and pays_off(0.5, 1.0, 2.0) == 1, "count whole tasks, from the first that is cheaper"
+assert pays_off(1.0, 2.0, 2.0) is None and pays_off(1.0, 3.0, 2.0) is None, "without a saving a task it never pays"
+print("paid back after", pays_off(180.0, 35.0, 59.0), "tasks, in this example")
+
+# %% findings
+def best(name, split=""):
+    points = {arm: value["mean"] for arm, value in case_points(source, name, split).items() if arm in SHOWN}
+    return max(points, key=points.get), points
+
+
+for name in columns:
+    (first, points), (shifted, _) = best(name), best(name, "ood_style/" if data == "scenes" else "")
+    print(f"{name}: highest mean {first} ({points[first]:.2f}), lowest {min(points, key=points.get)} ({min(points.values()):.2f}); under shifted style {shifted}")
+if regret is not None and len(regret):
+    print(f"chooser, each case left out once: mean regret {regret['regret'].mean():.3f}, worst {regret['regret'].max():.3f}")
+
+# %% findings-exact
+table_ok = table["test"].between(0, 1).all() and len(table) == len(mine)
+ranked = table.xs("own", level="compute")["test"]
+print(f"runs of this notebook: {len(table)}; every score a share: {bool(table_ok)}")
+if "complex" in chosen and not arms:
+    print("one model a modality, averaged, cannot answer the complex case:", bool(ranked["complex", "ensemble_single"] < 0.35))
+    print("joint training can:", bool(ranked["complex", "scratch"] > 0.4))

@@ -1,0 +1,131 @@
+# Which strategy wins, by how much, how surely, and at what cost?
+# The code of 99_report.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
+
+# %% set-up
+import itertools
+
+import numpy as np
+from IPython.display import HTML, Markdown, display
+
+from mmkit.repro import claims, report, stats
+from mmkit.teach import plots
+
+# %% parameters
+plan: str = "head_to_head"  # the plan whose records are read
+runs_dir: str = ""  # the folder of its runs; empty for the runs made here, else the published records
+
+# %% open-records
+batch, folder = report.open_batch(plan, runs_dir)
+found = report.verdicts(batch)
+smoke = any(result.row["profile"] == "smoke" for result in batch.results) or None
+arms, seeds = ({result.row[name] for result in batch.results} for name in ("arm", "seed"))
+print(f"{len(batch.results)} results of {len(batch.headers)} runs: {len(arms)} arms, {len(seeds)} seeds, {len(report.conditions(batch.results))} conditions")
+print("every run of the plan finished" if batch.complete else f"{len(batch.failures)} runs failed and {len(batch.missing)} were not made: see Failures")
+
+# %% verdict-table
+display(HTML(report.table_html(report.claims_table(found))) if found else Markdown("The plan names no claims."))
+
+# %% forest-figure
+rows = report.forest_rows(found)
+names = [verdict.verdict for verdict in found]
+caption = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+if rows:
+    alt = "Forest plot of the effect of each claim with its 95 % interval. " + "; ".join(f"{row['label']}: {row['text']}" for row in rows)
+    caption = f"Right of the grey band a claim holds, left of it its opposite does, inside the effect is too small to matter: {caption}."
+    with plots.figure(alt=alt, caption=caption, width=11, height=1.1 + 0.45 * len(rows), smoke=smoke) as axes:
+        plots.forest(axes, rows)
+
+# %% claim-cards
+display(HTML(report.claim_cards(found)))
+
+# %% cost-quality-figure
+panels = report.panels(found, batch.results)
+points = [report.arm_points(batch.results, *panel) for panel in panels]
+titles = [report.condition_text(condition, report.conditions(batch.results)) for _, condition in panels]
+best = [max(point, key=lambda arm: point[arm]["mean"]) for point in points]
+cheap = [min(point, key=lambda arm: point[arm]["flops"]) for point in points]
+tops = [f"{t}: {b} is highest with {p[b]['mean']:.3f} for {p[b]['flops']:.1e} FLOPs, {c} cheapest with {p[c]['mean']:.3f} for {p[c]['flops']:.1e}" for t, b, c, p in zip(titles, best, cheap, points)]
+shape = {"rows": -(-len(panels) // 2) or 1, "columns": min(2, len(panels)) or 1}
+with plots.figure(**shape, squeeze=False, width=9.5, height=3.3 * shape["rows"], alt="Score against compute. " + ". ".join(tops), caption=". ".join(tops) + ".", smoke=smoke) as axes:
+    for place in axes.flat[len(panels) :]:
+        place.set_axis_off()
+    for number, (place, point, (score, _)) in enumerate(zip(axes.flat, points, panels)):
+        plots.cost_quality(place, point, score=score, legend=number == shape["columns"] - 1)
+        place.set_title(titles[number], fontsize=9)
+
+# %% arm-tables
+display(HTML(report.arm_tables(batch.results)))
+
+# %% rule
+display(Markdown(claims.RULE))
+
+# %% null-comparison
+def null_comparison(rng, image_spread, seeds=6, images=100, captions=5):
+    """Paired differences of two equal arms, (seeds, images, captions); image_spread: how much single images favour one arm."""
+    by_image = rng.normal(0, image_spread, (1, images, 1))
+    return by_image + rng.normal(0, 0.02, (seeds, 1, 1)) + rng.normal(0, 1, (seeds, images, captions))
+
+
+def naive_excludes_zero(differences):
+    return abs(differences.mean()) > 1.96 * differences.std() / np.sqrt(differences.size)
+
+
+def two_level_excludes_zero(differences):
+    totals = differences.sum(axis=2)
+    estimate = stats.paired_bootstrap([stats.Term(totals, np.full(totals.shape, differences.shape[2]), 1.0, "test")], draws=1000)
+    return not estimate.low <= 0 <= estimate.high
+
+# %% false-alarm-rates
+spreads, repeats = [0.0, 0.25, 0.5, 1.0], 150
+rates = {"every caption a witness": [], "seeds and images": []}
+for spread in spreads:
+    rng = np.random.default_rng(0)
+    made = [null_comparison(rng, spread) for _ in range(repeats)]
+    rates["every caption a witness"].append(np.mean([naive_excludes_zero(differences) for differences in made]))
+    rates["seeds and images"].append(np.mean([two_level_excludes_zero(differences) for differences in made]))
+for name, values in rates.items():
+    print(f"{name:24}", " ".join(f"{value:4.0%}" for value in values))
+
+# %% false-alarm-figure
+last = {name: values[-1] for name, values in rates.items()}
+alt = f"False alarms against how much single images favour one arm. Counting captions they rise to {last['every caption a witness']:.0%}; resampling seeds and images they stay near 5 %."
+caption = f"Two equal arms: counted caption by caption, up to {last['every caption a witness']:.0%} of comparisons look significant; with seeds and images resampled, {min(rates['seeds and images']):.0%} to {max(rates['seeds and images']):.0%}."
+with plots.figure(alt=alt, caption=caption, width=6.5, height=3) as axes:
+    for (name, values), marker in zip(rates.items(), "os"):
+        axes.plot(spreads, values, marker=marker, label=name)
+    axes.axhline(0.05, color="black", linewidth=1, linestyle=":", label="what 95 % promises")
+    axes.set(xlabel="spread of the images' own effect (in caption noise)", ylabel="share of false alarms", ylim=(0, 1))
+    axes.legend()
+
+# %% failures
+failed = report.failures_table(batch)
+display(HTML(report.table_html(failed)) if len(failed) else Markdown("None: every run of the plan finished."))
+
+# %% provenance
+display(HTML(report.table_html(report.provenance(batch))))
+
+# %% exercise-sign-flip
+def sign_flip_p(effects):
+    """Two-sided p-value over all 2 ** len(effects) patterns of signs."""
+    signs = np.array(list(itertools.product([1, -1], repeat=len(effects))))
+    return np.mean(abs(signs @ effects) >= abs(np.sum(effects)) * (1 - 1e-12))
+
+# %% check-sign-flip
+example = np.array([0.03, 0.01, 0.04, -0.01, 0.05, 0.02])
+assert abs(sign_flip_p(example) - stats.sign_flip(example)) < 1e-12, "count every pattern, the observed one too, and compare absolute sums"
+assert sign_flip_p(np.ones(5)) == 2 / 32 > 0.05, "five seeds that all agree: only two of 32 patterns are as far out"
+print(f"six seeds, five in favour: p = {sign_flip_p(example):.3f}; five seeds at best: p = {sign_flip_p(np.ones(5)):.4f}")
+
+# %% exercise-standard-error
+def standard_error(images, captions, image_spread):
+    return np.sqrt(image_spread**2 / images + 1 / (images * captions))
+
+# %% check-standard-error
+drawn = np.random.default_rng(1).normal(0, 0.5, (4000, 100, 1)) + np.random.default_rng(2).normal(0, 1, (4000, 100, 5))
+assert abs(standard_error(100, 5, 0.5) / drawn.mean(axis=(1, 2)).std() - 1) < 0.05, "the image part is shared by all captions of an image"
+print(f"twice the images: {standard_error(200, 5, 0.5):.3f}, twice the captions: {standard_error(100, 10, 0.5):.3f}, as it was: {standard_error(100, 5, 0.5):.3f}")
+
+# %% findings
+for verdict in found:
+    print(f"{verdict.claim.id} {verdict.verdict}: {verdict.claim.statement}")
+    print(f"   {report.effect_text(verdict)}; {verdict.reason}")

@@ -1,0 +1,27 @@
+"""The published records say what the README says of them."""
+
+from collections import defaultdict
+from statistics import mean
+
+from conftest import ROOT
+from mmkit.repro import records
+
+
+def scores(plan, metric):
+    found = defaultdict(list)
+    for result in records.read(ROOT / "notebooks" / "records" / plan):
+        found[result.row["arm"]].append(result.row["scores"][metric])
+    return found
+
+
+def test_frozen_encoders_on_flickr8k_reach_the_figures_asked_for_over_three_seeds():
+    for metric, least in {"i2t/recall@1": 0.23, "i2t/recall@5": 0.48, "i2t/recall@10": 0.60, "t2i/recall@1": 0.18, "t2i/recall@5": 0.44, "t2i/recall@10": 0.57}.items():
+        found = scores("flickr8k", metric)
+        assert len(found["frozen"]) >= 3 and mean(found["frozen"]) >= least, metric
+
+
+def test_random_weights_are_far_behind_and_the_slow_arms_are_one_seed():
+    found = scores("flickr8k", "recall@1")
+    assert mean(found["frozen"]) > 10 * max(mean(found["scratch"]), mean(found["component"]))
+    assert min(found["scratch"]) > 1 / 1000, "chance is one photo in a thousand"
+    assert len(found["holistic"]) == len(found["lp_ft"]) == 1
