@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmkit.core import contrastive_loss, retrieval_ranks
+from mmkit.core import contrastive_loss, retrieval_ranks, topk
 
 
 def unit(n, d, seed, dtype=torch.float64):
@@ -149,3 +149,35 @@ def test_ranks_refuse_what_has_no_answer():
         retrieval_ranks(eye, torch.ones(4, 3), rows, rows)
     with pytest.raises(ValueError, match="at least one query"):
         retrieval_ranks(eye[:0], eye, rows[:0], rows)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6], ids=["apart", "crowded", "collapsed"])
+def test_ranks_are_those_of_float64_whatever_the_rounding(spread, kind):
+    """Scores that float32 cannot tell apart, equal rows among them, are told apart or tied as float64 has it."""
+    rows = torch.arange(60)
+    queries, gallery = (F.normalize(torch.ones(n, 96) + spread * unit(n, 96, seed, torch.float32), dim=1).to(kind) for n, seed in ((60, 0), (240, 1)))
+    gallery[200:] = gallery[:40]
+    owner = rows.repeat(4)
+    scores = torch.stack([(query.double() * gallery.double()).sum(1) for query in queries])
+    best = scores.masked_fill(rows[:, None] != owner, -torch.inf).amax(1, keepdim=True)
+    expected = ((scores >= best) & (rows[:, None] != owner)).sum(1) + 1
+    assert retrieval_ranks(queries, gallery, rows, owner).equal(expected)
+    for k in (1, 7, 240):
+        values, found = topk(queries, gallery, k, chunk=25)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+        assert found.equal(order) and values.equal(scores.gather(1, order))
+
+
+def test_topk_of_whole_numbers_with_ties_takes_the_earlier_row_and_refuses_what_has_no_answer():
+    queries, gallery, *_ = setting("many ties")
+    for query, values, found in zip(queries, *topk(queries, gallery, 9)):
+        expected = sorted(range(60), key=lambda row: (-float(gallery[row] @ query), row))[:9]  # noqa: B023
+        assert found.tolist() == expected and values.tolist() == [float(gallery[row] @ query) for row in expected]
+    for k in (0, 61):
+        with pytest.raises(ValueError, match=f"k={k} does not lie between 1 and the 60 rows"):
+            topk(queries, gallery, k)
+    with pytest.raises(ValueError, match="not finite"):
+        topk(queries * torch.nan, gallery, 1)
+    with pytest.raises(ValueError, match="one type and device"):
+        topk(queries, gallery.float(), 1)

@@ -1,6 +1,11 @@
-"""Objectives and exact search that need no other room of mmkit."""
+"""Objectives and exact search that need no other room of mmkit, and never hold a matrix of all pairs."""
 
+from mmkit.core.backend import Choice, choose
 from mmkit.core.contrastive import contrastive_loss
-from mmkit.core.retrieval import retrieval_ranks
+from mmkit.core.distributed import average_gradients
+from mmkit.core.gradient_cache import gradient_cache
+from mmkit.core.linear_cross_entropy import linear_cross_entropy
+from mmkit.core.ranks import retrieval_ranks, topk
+from mmkit.core.sigmoid import sigmoid_loss
 
-__all__ = ["contrastive_loss", "retrieval_ranks"]
+__all__ = ["Choice", "average_gradients", "choose", "contrastive_loss", "gradient_cache", "linear_cross_entropy", "retrieval_ranks", "sigmoid_loss", "topk"]

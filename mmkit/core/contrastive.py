@@ -1,17 +1,181 @@
-"""Contrastive objectives. Legend: N pairs in the batch, D width of an embedding."""
+"""Symmetric InfoNCE in tiles. Legend: N pairs in the batch, n of them on this process, D width of an embedding.
+
+With s = scale * image @ text.T and r_i, c_j the logarithms of the sums of e^s over a row's and a column's *negatives*,
+    loss = 1/2N sum_i softplus(r_i - s_ii) + softplus(c_i - s_ii).
+The positive stays out of the sums, so that a batch that is told apart keeps its digits. One pass over tiles of s gives r and c with one
+exponential a pair; the gradient computes each tile again: 8 N^2 D operations, memory of one tile. Logarithms are to base 2.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmkit.core.backend import choose, finite, first_derivatives, operator, pairs, scalar, wide
+from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, place, scattered, summed
 
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
+TILE = {"cpu": 1024, "cuda": 4096}  # large enough for matrix products, small enough for the last-level cache
+DEPTH = 256  # terms of a dot product added in one go: two or three shorter runs round less than one long one
+SLAB = {"cpu": 128, "cuda": 4096}  # rows of a tile that go through all elementwise steps at once, in the second-level cache
+LIFT = 64.0  # a tile's largest exponential is 2^64, so that its smallest may lie 2^190 below it in float32
+
+
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, *, backend: str = "auto", tile: int | None = None, group=None) -> Tensor:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020, figure 3): the mean of the two cross-entropies over scale * image @ text.T.
 
-    image, text: (N, D) unit vectors, row i of one belongs to row i of the other. Raises ValueError on shapes that do not match.
+    image, text: (N, D) unit vectors, row i of one belongs to row i of the other. N x N numbers are never held; `tile` changes time and memory only.
+    With `group`, a torch.distributed group, the batch is that of all its processes, n pairs each: the loss is the whole batch's, and the gradients
+    are those that DistributedDataParallel averages to the whole batch's. Raises ValueError on shapes or types that do not match, and on the CPU
+    for NaN or infinity; a GPU is not waited for: there the loss is NaN.
     """
-    if image.shape != text.shape or image.ndim != 2 or not len(image):
-        raise ValueError(f"contrastive_loss needs two non-empty (N, D) tensors of one shape, got {tuple(image.shape)} and {tuple(text.shape)}")
-    logits = logit_scale * image @ text.T
-    target = torch.arange(len(image), device=image.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    image, text = pairs("contrastive_loss", image, text)
+    tile = tile or TILE.get(image.device.type, TILE["cuda"])
+    loss = _InfoNCE.apply(image, text, scalar(logit_scale, image, "logit_scale"), choose(image, backend).name, tile, group)[0]
+    return finite(loss, "contrastive_loss")
+
+
+class _InfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(image, text, scale, backend, tile, group):
+        first = place(group)[0] * len(image)
+        rows, columns, positive = torch.ops.mmkit.contrastive_sums(image, gathered(text, group), scale, first, backend, tile)
+        columns, positives = logsumexp2(columns, group), gathered(positive, group)
+        own = slice(first, first + len(image))
+        loss = summed(_softplus(rows - positive).sum() + _softplus(columns[own] - positive).sum(), group) / (2 * len(positives))
+        return torch.where(positives.isfinite().all(), loss, torch.nan).to(wide(image.dtype)), rows, columns, positives
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        image, text, scale, ctx.backend, ctx.tile, ctx.group = inputs
+        ctx.save_for_backward(image, text, scale, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        return *first_derivatives(_InfoNCE.gradients(ctx, grad), ctx.saved_tensors[:3]), None, None, None
+
+    @staticmethod
+    @torch.no_grad()
+    def gradients(ctx, grad):
+        image, text, scale, rows, columns, positives = ctx.saved_tensors
+        rank, processes = place(ctx.group)
+        own = slice(rank * len(image), (rank + 1) * len(image))
+        row_miss, column_miss = _log_sigmoid(rows - positives[own]), _log_sigmoid(columns - positives)
+        # the pair told apart worst sets the unit, so that small losses do not underflow
+        top = largest(torch.maximum(row_miss.max(), column_miss.max()).clamp(min=-1000), ctx.group)
+        row_weight, column_weight = ((miss - top - total).nan_to_num(nan=-torch.inf) for miss, total in ((row_miss, rows), (column_miss, columns)))
+        d_image, d_texts = torch.ops.mmkit.contrastive_products(
+            image, gathered(text, ctx.group), scale, row_weight, column_weight, own.start, ctx.backend, ctx.tile
+        )
+        pull = ((row_miss - top).exp2() + (column_miss[own] - top).exp2()).to(d_image.dtype)[:, None]
+        d_image.addcmul_(pull, text.to(d_image.dtype), value=-1)
+        d_texts[own].addcmul_(pull, image.to(d_image.dtype), value=-1)
+        unit = grad.double() * top.exp2() * (processes / (2 * len(positives)))
+        d_scale = torch.dot(image.to(d_image.dtype).flatten(), d_image.flatten()).double() * unit
+        step = (unit * scale.double()).to(d_image.dtype)
+        d_text = scattered(d_texts, ctx.group)
+        return d_image.mul_(step).to(image.dtype), d_text.mul_(step).to(text.dtype), d_scale.to(scale.dtype)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """Natural log(1 + 2^x)."""
+    return torch.logaddexp(x * LN2, torch.zeros_like(x))
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """log2 of the probability that a pair is missed, 1 / (1 + 2^-x)."""
+    return F.logsigmoid(x * LN2) / LN2
+
+
+@operator
+def contrastive_sums(image: Tensor, texts: Tensor, scale: Tensor, first: int, backend: str, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log2-sum-exp2 of the negatives of each row (n,) and column (N,), and the scores of the positives (n,): float64. Row i's positive is column first + i."""
+    if backend == "triton":
+        from mmkit.core.kernels.contrastive import sums
+
+        rows, columns = sums(image, texts, scale.double() / LN2, first)
+    else:
+        rows, columns = _torch_sums(image, texts, scale.double() / LN2, first, tile)
+    chunks = zip(image.split(256), texts[first : first + len(image)].split(256))
+    positive = torch.cat([(a.double() * b.double()).sum(1) for a, b in chunks]) * scale.double() / LN2
+    return rows, columns, positive
+
+
+@operator
+def contrastive_products(
+    image: Tensor, texts: Tensor, scale: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, backend: str, tile: int
+) -> tuple[Tensor, Tensor]:
+    """G @ texts (n, D) and G.T @ image (N, D) for G = 2^s * (2^row_weight + 2^column_weight) with the positives left out, in the wide type."""
+    if backend == "triton":
+        from mmkit.core.kernels.contrastive import products
+
+        return products(image, texts, scale.double() / LN2, row_weight, column_weight, first)
+    return _torch_products(image, texts, scale.double() / LN2, row_weight, column_weight, first, tile)
+
+
+@contrastive_sums
+def _(image, texts, scale, first, backend, tile):
+    return tuple(image.new_empty(n, dtype=torch.float64) for n in (len(image), len(texts), len(image)))
+
+
+@contrastive_products
+def _(image, texts, scale, row_weight, column_weight, first, backend, tile):
+    return torch.empty_like(image, dtype=wide(image.dtype)), torch.empty_like(texts, dtype=wide(image.dtype))
+
+
+def tiles(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: int):
+    """Scores unit * image @ texts.T tile by tile, the positives at -inf: (rows, columns, scores, image part, text part). `scores` is one buffer, used again."""
+    kind = wide(image.dtype)
+    buffer = image.new_empty(min(tile, len(image)) * min(tile, len(texts)), dtype=kind)
+    scaling = image.new_empty(min(tile, len(image)), image.shape[1], dtype=kind)
+    for i in range(0, len(image), tile):
+        a = image[i : i + tile].to(kind)
+        scaled = torch.mul(a, unit.to(kind), out=scaling[: len(a)])
+        for j in range(0, len(texts), tile):
+            b = texts[j : j + tile].to(kind)
+            scores = _negatives(scaled, b, first + i - j, buffer[: len(a) * len(b)].view(len(a), len(b)))
+            yield slice(i, i + len(a)), slice(j, j + len(b)), scores, a, b
+
+
+def _negatives(scaled: Tensor, b: Tensor, diagonal: int, out: Tensor | None = None) -> Tensor:
+    """scaled @ b.T with the positives, which lie on this diagonal, at -inf."""
+    scores = b.new_empty(len(scaled), len(b)) if out is None else out
+    for k in range(0, b.shape[1], DEPTH):
+        scores.addmm_(scaled[:, k : k + DEPTH], b[:, k : k + DEPTH].T, beta=float(k > 0))
+    if -len(scaled) < diagonal < len(b):
+        scores.diagonal(diagonal).fill_(-torch.inf)
+    return scores
+
+
+def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
+    slab = SLAB.get(image.device.type, SLAB["cuda"])
+    rows, columns = (image.new_full((n,), -torch.inf, dtype=torch.float64) for n in (len(image), len(texts)))
+    for i, j, scores, a, b in tiles(image, texts, unit, first, tile):
+        top = float(scores.amax().ceil())  # a whole number is subtracted without rounding
+        parts = [part.sub_(top - LIFT).exp2_() for part in scores.split(slab)]
+        sums = torch.cat([part.sum(1) for part in parts]), sum(part.sum(0) for part in parts)
+        if min(float(x.amin()) for x in sums) >= 2.0**-76:
+            logs = [x.double().log2() + (top - LIFT) for x in sums]
+        else:  # a row or column lies so far below the tile's largest score that it needs a shift of its own
+            scores = _negatives(a * unit.to(a.dtype), b, first + i.start - j.start)
+            logs = [torch.logsumexp(scores.double() * LN2, dim) / LN2 for dim in (1, 0)]
+        rows[i], columns[j] = torch.logaddexp2(rows[i], logs[0]), torch.logaddexp2(columns[j], logs[1])
+    return rows, columns
+
+
+def _torch_products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
+    slab = SLAB.get(image.device.type, SLAB["cuda"])
+    d_image, d_texts = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (image, texts))
+    for i, j, scores, a, b in tiles(image, texts, unit, first, tile):
+        u, v = row_weight[i, None], column_weight[None, j]
+        shift, least = max(float(x.amax().ceil()) for x in (u, v)), min(float(x.amin()) for x in (u, v))
+        if shift - least <= 100:  # s + u <= 0 and s + v <= 0, so that s + shift lies in the range of float32
+            row, column = (u - shift).exp2().to(a.dtype), (v - shift).exp2().to(a.dtype)
+            for part, weight in zip(scores.split(slab), row.split(slab)):
+                part.add_(shift).exp2_().mul_(weight + column)
+        else:  # one shift does not serve this tile: two exponentials a pair
+            for part, weight in zip(scores.split(slab), u.to(a.dtype).split(slab)):
+                other = (part + v.to(a.dtype)).exp2_()
+                part.add_(weight).exp2_().add_(other)
+        d_image[i].addmm_(scores, b)
+        d_texts[j].addmm_(scores.T, a)
+    return d_image, d_texts

@@ -1,0 +1,130 @@
+"""Which code computes a loss, and what every loss asks of its inputs."""
+
+import importlib.util
+import logging
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "torch", "triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
+LOG = logging.getLogger("mmkit.core")
+
+
+class Choice(NamedTuple):
+    """The backend taken, "torch" or "triton", and the reason."""
+
+    name: str
+    why: str
+
+
+def choose(x: Tensor, backend: str = "auto") -> Choice:
+    """What `backend` means for tensors like `x`; every function of the core asks this and logs it at debug level (logger `mmkit.core`).
+
+    Raises ValueError for an unknown name, or for "triton" where it cannot run.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown, choose one of {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return Choice("torch", "asked for")
+    obstacle = _obstacle(x)
+    if backend == "triton" and obstacle:
+        raise ValueError(f"backend='triton' cannot run: {obstacle}; pass backend='auto'")
+    if backend == "auto" and not obstacle and (x.dtype == torch.float32 or x.device.type != "cuda"):
+        obstacle = "float32 products belong to the vendor's library" if x.device.type == "cuda" else "the interpreter is for tests"
+    choice = Choice("torch", obstacle) if obstacle else Choice("triton", "asked for" if backend == "triton" else f"{x.dtype} on an NVIDIA GPU")
+    if not torch.compiler.is_compiling():
+        LOG.debug("%s: %s", *choice)
+    return choice
+
+
+def _obstacle(x: Tensor) -> str:
+    """Why the Triton kernels cannot take `x`; empty when they can."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"the kernels have no {x.dtype}"
+    if x.device.type != "cuda" or torch.version.hip:
+        return "" if os.environ.get("TRITON_INTERPRET") == "1" else f"the inputs are on {x.device}, not on an NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return "" if major >= 8 else f"the GPU has compute capability {major}.{minor}, the kernels need 8.0"
+
+
+def pairs(name: str, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides in the type they are multiplied in, autocast's where it is on. Raises ValueError unless they are two (N, D) float tensors of one kind."""
+    if image.shape != text.shape or image.ndim != 2 or not image.numel():
+        raise ValueError(f"{name} needs two non-empty (N, D) tensors of one shape, got {tuple(image.shape)} and {tuple(text.shape)}")
+    image, text = autocast(image, text)
+    if image.dtype != text.dtype or not image.is_floating_point() or image.device != text.device:
+        raise ValueError(f"{name} needs two floating-point tensors of one type and device, got {image.dtype} on {image.device} and {text.dtype} on {text.device}")
+    if image.device.type == "mps":  # has no float64, in which a few sums are kept
+        image, text = image.cpu(), text.cpu()
+    return image.contiguous(), text.contiguous()
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast would hand them to a matrix product."""
+    kind = tensors[0].device.type
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors) if torch.is_autocast_enabled(kind) else tensors
+
+
+def operator(function):
+    """Registers `function` as torch.ops.mmkit.NAME, which torch.compile takes as one step, with autocast off: its inputs have their types already.
+
+    Not by `torch.library.custom_op`, whose first call imports the compiler.
+    """
+    name = f"mmkit::{function.__name__}"
+
+    def run(x: Tensor, *arguments):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *arguments)
+
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, "default")(run)
+    return lambda fake: torch.library.register_fake(name)(fake)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type sums are kept in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def scalar(value: Tensor | float, like: Tensor, name: str) -> Tensor:
+    """`value` as a tensor without dimensions beside `like`. Raises ValueError when it holds more than one number."""
+    if not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=torch.float64, device=like.device)
+    if value.numel() != 1:
+        raise ValueError(f"{name} is one number, got a tensor of shape {tuple(value.shape)}")
+    return (value if value.is_floating_point() else value.double()).to(like.device).reshape(())
+
+
+def finite(loss: Tensor, name: str) -> Tensor:
+    """The loss. Raises ValueError on the CPU when it is NaN or infinite; a GPU is not waited for, and compiled code does not look."""
+    if loss.device.type == "cpu" and not torch.compiler.is_compiling() and not loss.isfinite().all():
+        raise ValueError(f"the scores of {name} are not finite: the embeddings or the scale hold NaN or infinity")
+    return loss
+
+
+class Once(torch.autograd.Function):
+    """A gradient as it is, which refuses to be differentiated again: Once.apply(gradient, what it was computed from...)."""
+
+    @staticmethod
+    def forward(gradient, *inputs):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("the losses of mmkit.core have no second derivative; write the formula out where one is needed")
+
+
+def first_derivatives(gradients, inputs) -> tuple:
+    """The gradients, None among them, guarded against a second derivative when one may be asked for."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return tuple(gradients)
+    return tuple(x if x is None else Once.apply(x, *(y for y in inputs if y is not None)) for x in gradients)

@@ -1,0 +1,119 @@
+"""Exact search in chunks of queries, so that the whole score matrix is never held. Legend: Q queries, G gallery rows, D width.
+
+Scores are the float64 dot products of the given numbers. They are computed in the type of the input (float32 at least); only pairs that its rounding
+leaves open are computed again in float64, one dot product each, so that equal rows tie exactly.
+"""
+
+import torch
+from torch import Tensor
+
+from mmkit.core.backend import choose, wide
+
+CROWDED = 0.02  # share of open pairs in a chunk from which one float64 product is cheaper than a dot product each
+
+
+@torch.no_grad()
+def retrieval_ranks(queries: Tensor, gallery: Tensor, query_group: Tensor, gallery_group: Tensor, *, chunk: int = 256, backend: str = "auto") -> Tensor:
+    """Rank (1 is best) of each query's best-placed positive, by counting what scores higher.
+
+    queries (Q, D), gallery (G, D); a gallery row is a positive of a query when their groups (Q,), (G,) are equal, so that an
+    image may have several captions. Wrong rows that tie with the best positive are counted before it: a constant model earns
+    the worst rank, not the best. Returns (Q,) int64. Raises ValueError when there is no query, a query has no positive or a score is not finite.
+    """
+    _check("retrieval_ranks", queries, gallery)
+    if len(queries) != len(query_group) or len(gallery) != len(gallery_group):
+        raise ValueError(f"shapes do not match: queries {tuple(queries.shape)} with {len(query_group)} groups, gallery {tuple(gallery.shape)} with {len(gallery_group)} groups")
+    order = gallery_group.argsort(stable=True)
+    first, last = (torch.searchsorted(gallery_group[order], query_group.contiguous(), right=right) for right in (False, True))
+    if bool((first == last).any()):
+        raise ValueError(f"query {int((first == last).nonzero()[0])} has no positive in the gallery")
+    choose(queries, "torch" if backend == "auto" else backend)
+    ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
+    for part, scores, error in _scores(queries, gallery, chunk):
+        counts = last[part] - first[part]
+        rows = torch.arange(len(counts), device=queries.device).repeat_interleave(counts)
+        place = torch.arange(len(rows), device=queries.device) - (counts.cumsum(0) - counts)[rows] + first[part][rows]
+        ranks[part] = _ranks(queries[part], gallery, scores, error, rows, order[place])
+    return ranks
+
+
+def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Ranks of one chunk; (rows, columns) are its positive pairs, `error` (chunk, 1) bounds the rounding of its scores, which are changed."""
+    best = scores.new_full((len(queries), 1), -torch.inf)
+    best[:, 0].scatter_reduce_(0, rows, scores[rows, columns], "amax")
+    scores[rows, columns] = -torch.inf  # what is left are the wrong rows
+    surely, maybe = (_count(scores, best + side * 2 * error) for side in (1, -1))
+    open_pairs = int((maybe - surely).sum())
+    if not open_pairs:
+        return surely + 1
+    if open_pairs > CROWDED * scores.numel() and scores.dtype != torch.float64:
+        queries, gallery = queries.double(), gallery.double()
+        ((_, scores, error),) = _scores(queries, gallery, len(queries))
+        return _ranks(queries, gallery, scores, error, rows, columns)
+    top = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+    top.scatter_reduce_(0, rows, _dots(queries, gallery, rows, columns), "amax")
+    doubtful = (maybe > surely).nonzero()[:, 0]
+    near = scores[doubtful]
+    low, high = (best + side * 2 * error for side in (-1, 1))
+    i, j = ((near >= low[doubtful]) & (near < high[doubtful])).nonzero(as_tuple=True)
+    i = doubtful[i]
+    ahead = _dots(queries, gallery, i, j) >= top[i]
+    return surely + 1 + torch.bincount(i[ahead], minlength=len(queries))
+
+
+def _count(scores: Tensor, bar: Tensor) -> Tensor:
+    """How many scores of each row reach its bar. Ones in the scores' own type are summed: faster than counting truth values, exact below 2^24."""
+    return torch.ge(scores, bar, out=torch.empty_like(scores)).sum(1).long()
+
+
+@torch.no_grad()
+def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """The k gallery rows that score highest for each query: scores (Q, k) in float64 and rows (Q, k), best first; of rows that tie the earlier comes first.
+
+    queries (Q, D), gallery (G, D). Raises ValueError unless 1 <= k <= G, or when a score is not finite.
+    """
+    _check("topk", queries, gallery)
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"k={k} does not lie between 1 and the {len(gallery)} rows of the gallery")
+    choose(queries, "torch" if backend == "auto" else backend)
+    found = []
+    for part, scores, error in _scores(queries, gallery, chunk):
+        bar = scores.topk(k, 1).values[:, -1:] - 2 * error
+        rows, columns = (scores >= bar).nonzero(as_tuple=True)  # candidates, in order of rows and columns
+        exact = _dots(queries[part], gallery, rows, columns)
+        by_score = exact.argsort(descending=True, stable=True)
+        order = by_score[rows[by_score].argsort(stable=True)]
+        counts = torch.bincount(rows, minlength=len(scores))
+        keep = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=queries.device)]
+        found.append((exact[keep], columns[keep]))
+    values, indices = zip(*found)
+    return torch.cat(values), torch.cat(indices)
+
+
+def _check(name: str, queries: Tensor, gallery: Tensor) -> None:
+    if queries.ndim != 2 or queries.shape[1:] != gallery.shape[1:]:
+        raise ValueError(f"shapes do not match: {name} needs queries (Q, D) and a gallery (G, D), got {tuple(queries.shape)} and {tuple(gallery.shape)}")
+    if not len(queries):
+        raise ValueError(f"{name} needs at least one query")
+    if queries.dtype != gallery.dtype or not queries.is_floating_point() or queries.device != gallery.device:
+        raise ValueError(f"{name} needs floating-point tensors of one type and device, got {queries.dtype} on {queries.device} and {gallery.dtype} on {gallery.device}")
+
+
+def _scores(queries: Tensor, gallery: Tensor, chunk: int):
+    """Chunks of queries: (slice, scores, bound on their rounding error (chunk, 1)); `scores` is one buffer, used again."""
+    kind = wide(queries.dtype)
+    queries, gallery = queries.to(kind), gallery.to(kind)
+    # |computed - exact| <= D u |q| |g| (Higham, Accuracy and Stability, 3.1); twice that leaves room for the norms' own rounding
+    unit = torch.finfo(kind).eps * (queries.shape[1] + 2)
+    error = unit * queries.norm(dim=1, keepdim=True) * gallery.norm(dim=1).max()
+    if not bool(error.isfinite().all()):
+        raise ValueError("retrieval scores are not finite: the embeddings hold NaN or infinity")
+    buffer = queries.new_empty(min(chunk, len(queries)), len(gallery))
+    for start in range(0, len(queries), chunk):
+        part = slice(start, min(start + chunk, len(queries)))
+        yield part, torch.mm(queries[part], gallery.T, out=buffer[: part.stop - part.start]), error[part]
+
+
+def _dots(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """float64 dot products of pairs, each added in the same order, so that equal rows score equally."""
+    return torch.cat([(queries[i].double() * gallery[j].double()).sum(1) for i, j in zip(rows.split(8192), columns.split(8192))])

@@ -1,0 +1,236 @@
+"""The core against open_clip, torch, Liger and cut-cross-entropy, with forward and backward pass, turn and turn about in one process.
+
+    core.py cpu      writes core_cpu.md       core.py gpu      writes core_gpu.md
+
+The extra `bench` installs the competitors. Times are medians with the 10th and 90th percentile; the ratio is the median of the ratios of single turns.
+CPU: processor seconds on one thread, wall seconds on more; memory is the growth of a fresh process's peak. GPU: events, the allocator's peak.
+"""
+
+import argparse
+import datetime
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+import mmkit
+from mmkit.core import contrastive_loss, linear_cross_entropy, retrieval_ranks, sigmoid_loss
+
+HERE = Path(__file__).parent
+WIDTH, VOCABULARY = 512, 30522
+
+
+def pairs(n, device="cpu", dtype=torch.float32):
+    """The hard regime: unit vectors with near misses, scale 100. Never zeros."""
+    generator = torch.Generator(device).manual_seed(0)
+    image, text = (torch.empty(n, WIDTH, device=device).normal_(generator=generator) for _ in range(2))
+    text.mul_(5.8).add_(image)
+    for x in (image, text):
+        x.div_(x.norm(dim=1, keepdim=True))  # in place: the peak of memory is to be the loss's own
+    return [x.to(dtype).requires_grad_() for x in (image, text)] + [torch.tensor(100.0, device=device, requires_grad=True)]
+
+
+def tokens(t, device="cpu", dtype=torch.float32):
+    generator = torch.Generator(device).manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, device=device)  # noqa: E731
+    inputs = [draw(t, WIDTH).to(dtype).requires_grad_(), (0.1 * draw(VOCABULARY, WIDTH)).to(dtype).requires_grad_()]
+    return inputs, torch.randint(VOCABULARY, (t,), generator=generator, device=device)
+
+
+def infonce_ways():
+    from open_clip.loss import ClipLoss
+
+    return {"mmkit": contrastive_loss, "open_clip ClipLoss": ClipLoss()}
+
+
+def sigmoid_ways():
+    from open_clip.loss import SigLipLoss
+
+    theirs, bias = SigLipLoss(), -20.0
+    return {"mmkit": lambda a, b, s: sigmoid_loss(a, b, s, bias), "open_clip SigLipLoss": lambda a, b, s: theirs(a, b, s, bias)}
+
+
+def word_ways(target):
+    ways = {"mmkit": lambda h, w: linear_cross_entropy(h, w, target), "eager": lambda h, w: F.cross_entropy(F.linear(h, w).float(), target)}
+    if hasattr(F, "linear_cross_entropy"):
+        ways["torch native"] = lambda h, w: F.linear_cross_entropy(h, w, target)
+    if target.is_cuda:
+        from cut_cross_entropy import linear_cross_entropy as cut
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+
+        ways["Liger"] = lambda h, w: Liger.apply(h, w, target)[0]
+        ways["cut-cross-entropy, exact"] = lambda h, w: cut(h, w, target, impl="cce_exact")
+    return ways
+
+
+def step(loss, inputs):
+    for x in inputs:
+        x.grad = None
+    loss(*inputs).backward()
+
+
+def seconds(work, device):
+    """Of one call: by events on a GPU; on the CPU processor time on one thread, wall time on more."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
+    work()
+    return clock() - started
+
+
+def race(ways, inputs, *, device, turns, warm):
+    """{way: seconds of each turn}, a way that runs out of memory left out."""
+    taken = {name: [] for name in ways}
+    for turn in range(warm + turns):
+        for name in list(taken)[:: 1 if turn % 2 else -1]:
+            try:
+                spent = seconds(lambda name=name: step(ways[name], inputs), device)
+            except torch.OutOfMemoryError:
+                taken.pop(name)
+                torch.cuda.empty_cache()
+                continue
+            if turn >= warm:
+                taken[name].append(spent)
+    return taken
+
+
+def lines(what, taken, ways, floor=None, peaks=None):
+    """Markdown rows: time in ms, ours over theirs, and time over the floor and peak memory where they are known."""
+    for name in ways:
+        if name not in taken:
+            yield f"| {what} | {name} | out of memory | | | |"
+            continue
+        times = sorted(taken[name])
+        low, high = (times[round(share * (len(times) - 1))] for share in (0.1, 0.9))
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(taken[name], taken["mmkit"]))
+        middle = statistics.median(times)
+        over, peak = f"{middle / floor:.2f}" if floor else "", f"{peaks[name] / 1e6:,.0f}" if peaks else ""
+        yield f"| {what} | {name} | {middle * 1e3:,.2f} ({low * 1e3:,.2f} to {high * 1e3:,.2f}) | {ratio:.2f} | {over} | {peak} |"
+
+
+HEAD = "| case | way | ms (p10 to p90) | times mmkit's | over its floor | peak MB |\n|---|---|---|---|---|---|"
+
+
+def title(device):
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "open_clip_torch", "liger-kernel", "cut-cross-entropy"))
+    threads = f", {torch.get_num_threads()} thread(s), matrix products in float32 '{torch.get_float32_matmul_precision()}'" if device != "cuda" else ""
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
+    return f"# The core, {datetime.date.today()}\n\n{machine}{threads}; mmkit {mmkit.__version__}, {versions}, Python {platform.python_version()}. Made by `core.py`.\n"
+
+
+def cpu_memory(way, n):
+    """Growth of the peak of a fresh process over forward and backward, in bytes; a small batch first, so that libraries are loaded. Linux."""
+    step(infonce_ways()[way], pairs(64))
+    inputs = pairs(n)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, without what imports took
+    status = lambda key: int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])  # noqa: E731
+    before = status("VmRSS")
+    step(infonce_ways()[way], inputs)
+    print((status("VmHWM") - before) * 1024)
+
+
+def ranks_row():
+    image = pairs(5000)[0].detach()
+    owner = torch.arange(5000).repeat_interleave(5)
+    text = F.normalize(image[owner] + 0.25 * torch.randn(25000, WIDTH, generator=torch.Generator().manual_seed(1)), dim=1)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    taken = []
+    for _ in range(3):
+        started = clock()
+        ranks = retrieval_ranks(image, text, torch.arange(5000), owner)
+        taken.append(clock() - started)
+    twin = []
+    for start in range(0, 5000, 250):
+        scores = image[start : start + 250].double() @ text.double().T
+        right = torch.arange(start, start + 250)[:, None] == owner[None]
+        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        twin.append(((scores >= best) & ~right).sum(1) + 1)
+    wrong = int((torch.cat(twin) != ranks).sum())
+    return f"Ranks of 5,000 x 25,000 x {WIDTH}: {statistics.median(taken):.2f} s; {wrong} of 5,000 differ from float64 (mean rank {ranks.double().mean():.1f})."
+
+
+def on_cpu(options):
+    yield from (title("cpu"), HEAD)
+    for n in (4096, 8192):
+        yield from lines(f"InfoNCE {n:,}", race(infonce_ways(), pairs(n), device="cpu", turns=options.turns, warm=2), infonce_ways())
+    yield from lines("SigLIP 4,096", race(sigmoid_ways(), pairs(4096), device="cpu", turns=options.turns, warm=1), sigmoid_ways())
+    inputs, target = tokens(1024)
+    yield from lines("linear cross-entropy, 1,024 tokens", race(word_ways(target), inputs, device="cpu", turns=options.turns, warm=1), word_ways(target))
+    yield "\n| peak memory of InfoNCE, MB | mmkit | open_clip ClipLoss | ratio |\n|---|---|---|---|"
+    for n in (8192, 16384):
+        command = [sys.executable, __file__, "memory", "--threads", str(options.threads), "--n", str(n), "--way"]
+        ours, theirs = (int(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout) / 1e6 for way in infonce_ways())
+        yield f"| {n:,} | {ours:,.0f} | {theirs:,.0f} | 1/{theirs / ours:.1f} |"
+    yield "\n" + ranks_row()
+
+
+def ceilings():
+    """bf16 operations and copied bytes a second that this GPU reaches."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    big, copy = (torch.empty(2**30, device="cuda", dtype=torch.uint8) for _ in range(2))
+    works = {2 * 8192**3: lambda: torch.mm(a, b), 2**31: lambda: copy.copy_(big)}
+    return [amount / statistics.median([seconds(work, "cuda") for _ in range(40)][10:]) for amount, work in works.items()]
+
+
+def peaks(ways, inputs):
+    found = {}
+    for name, loss in ways.items():
+        for x in inputs:
+            x.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, inputs)
+        found[name] = torch.cuda.max_memory_allocated() - before
+    return found
+
+
+def on_gpu(options):
+    speed, bandwidth = ceilings()
+    yield from (title("cuda"), f"Ceilings of this run: {speed / 1e12:,.0f} TFLOP/s in bf16 (8192^3), {bandwidth / 1e12:.2f} TB/s copied.\n", HEAD)
+    cases = [("InfoNCE", infonce_ways, 8, n) for n in (8192, 32768, 131072, 1048576)] + [("SigLIP", sigmoid_ways, 6, n) for n in (8192, 32768)]
+    for what, ways, products, n in cases:
+        ways = ways() if n <= 32768 else {"mmkit": ways()["mmkit"]}
+        inputs = pairs(n, "cuda", torch.bfloat16)
+        taken = race(ways, inputs, device="cuda", turns=30 if n <= 131072 else 3, warm=10 if n <= 131072 else 1)
+        alive = {name: ways[name] for name in taken}
+        yield from lines(f"{what} {n:,}", taken, ways, floor=products * n * n * WIDTH / speed, peaks=peaks(alive, inputs))
+    inputs, target = tokens(16384, "cuda", torch.bfloat16)
+    ways, floor = word_ways(target), 8 * 16384 * VOCABULARY * WIDTH / speed
+    taken = race(ways, inputs, device="cuda", turns=30, warm=10)
+    yield from lines("linear cross-entropy, 16,384 tokens", taken, ways, floor, peaks({name: ways[name] for name in taken}, inputs))
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("what", choices=["cpu", "gpu", "memory"])
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--turns", type=int, default=5)
+    options.add_argument("--n", type=int, default=8192, help="of `memory`, which `cpu` starts for each cell")
+    options.add_argument("--way", default="mmkit")
+    options = options.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.what == "memory":
+        return cpu_memory(options.way, options.n)
+    made = []
+    for line in {"cpu": on_cpu, "gpu": on_gpu}[options.what](options):
+        print(line, flush=True)
+        made.append(line)
+    (HERE / f"core_{options.what}.md").write_text("\n".join(made) + "\n")
+
+
+if __name__ == "__main__":
+    main()

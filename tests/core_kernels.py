@@ -1,0 +1,87 @@
+"""The Triton kernels without a GPU, for tests/test_core_kernels.py, which reads the JSON line it prints: python core_kernels.py interpret|compile."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from mmkit.core import contrastive_loss, linear_cross_entropy, sigmoid_loss
+
+
+def run(loss, *inputs):
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    value = loss(*inputs)
+    value.backward()
+    return [x.double() for x in (value.detach(), *(x.grad for x in inputs))]
+
+
+def interpret() -> dict:
+    """Largest relative difference between the kernels and plain PyTorch in float64, over the loss and every gradient, by case."""
+    generator, found = torch.Generator().manual_seed(0), {}
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    image = F.normalize(draw(41, 24), dim=1)
+    text = F.normalize(image + 0.3 * draw(41, 24), dim=1)
+    apart = text.clone()
+    apart[7], apart[30] = image[20], -text[4]
+    target = torch.randint(70, (41,), generator=generator)
+    target[3] = -100
+    weight, bias = draw(70, 24), draw(70)
+    number = torch.tensor
+    cases = {
+        "contrastive": (lambda backend: lambda *x: contrastive_loss(*x, backend=backend), (image, text, number(20.0))),
+        "contrastive, far apart": (lambda backend: lambda *x: contrastive_loss(*x, backend=backend), (image, apart, number(300.0))),
+        "sigmoid": (lambda backend: lambda *x: sigmoid_loss(*x, backend=backend), (image, text, number(20.0), number(-10.0))),
+        "cross entropy": (lambda backend: lambda h, w, b: linear_cross_entropy(h, w, target, b, backend=backend), (6 * image, weight, bias)),
+        "cross entropy, smoothed": (
+            lambda backend: lambda h, w, b: linear_cross_entropy(h, w, target, b, backend=backend, label_smoothing=0.1), (6 * image, weight, bias),
+        ),
+    }  # fmt: skip
+    for name, (loss, inputs) in cases.items():
+        for kind in (torch.float32, torch.float16):
+            typed = [x.to(kind) if x.ndim == 2 else x for x in inputs]
+            ours, expected = run(loss("triton"), *typed), run(loss("torch"), *(x.double() for x in typed))
+            found[f"{name}, {kind}"] = max(float((a - b).norm() / b.norm()) for a, b in zip(ours, expected))
+    with torch.no_grad():
+        found["sigmoid, no gradient"] = abs(float(sigmoid_loss(image, text, 20.0, -10.0, backend="triton") / sigmoid_loss(image, text, 20.0, -10.0) - 1))
+    return found
+
+
+def compile_for_hopper() -> dict:
+    """Registers and bytes spilled of each kernel in bfloat16, compiled for sm_90 by Triton."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mmkit.core.kernels import contrastive, cross_entropy, sigmoid
+
+    tile = {"D": 512, "BM": 128, "BN": 128, "BK": 64}
+    types = {"a": "*bf16", "b": "*bf16", "unit": "*fp32", "shift": "*fp32", "out": "*bf16", "n": "i32", "N": "i32", "V": "i32", "first": "i32", "lift": "fp32", "smoothing": "fp32", "target": "*i64", "slopes": "*bf16"}
+    kernels = {
+        "contrastive sums": (contrastive.sums_kernel, {**tile, "GROUP": contrastive.GROUP}, 8),
+        "contrastive slopes": (contrastive.slopes_kernel, tile, 8),
+        "sigmoid": (sigmoid.sigmoid_kernel, {**tile, "WANTED": True}, 8),
+        "cross entropy": (cross_entropy.rows_kernel, {"BLOCK": 4096}, 4),
+    }
+    found, tool = {}, Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for name, (kernel, constants, warps) in kernels.items():
+        names = inspect.signature(kernel.fn).parameters
+        signature = {x: "constexpr" if x in constants else types.get(x, "*fp32") for x in names}
+        divisible = {(k,): [["tt.divisibility", 16]] for k, x in enumerate(names) if signature[x].startswith("*") or x in ("n", "N", "V")}
+        source = ASTSource(kernel, signature, {(list(names).index(x),): value for x, value in constants.items()}, divisible)
+        built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": 3})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(built.asm["cubin"])
+            said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
+        found[name] = {"registers": int(usage["REG"]), "spilled": int(usage["STACK"]) + int(usage["LOCAL"]), "wgmma": "wgmma" in built.asm["ptx"]}
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"interpret": interpret, "compile": compile_for_hopper}[sys.argv[1]]()))
