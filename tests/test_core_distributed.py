@@ -9,6 +9,8 @@ import torch
 
 import core_processes as twin
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):

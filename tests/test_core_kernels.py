@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mmkit.core.backend import HAS_TRITON
+
+pytestmark = pytest.mark.slow
 
 
 def told(what, **environment):

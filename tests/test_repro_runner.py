@@ -14,6 +14,8 @@ import yaml
 from mmkit.errors import MmkitError
 from mmkit.repro import execute, plan, runner
 
+pytestmark = pytest.mark.slow
+
 BODY = """
 import dataclasses, os, sys, time
 import numpy as np
