@@ -4,6 +4,7 @@ import math
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmkit import notebooks
 from mmkit.errors import MmkitError
@@ -28,7 +29,7 @@ def refresh(path: str | Path) -> str:
     )
     start, before = time.perf_counter(), os.times()
     try:
-        with notebooks.environment(MMKIT_PROFILE="lab"):
+        with TemporaryDirectory() as nothing, notebooks.environment(MMKIT_PROFILE="lab", MMKIT_RUNS=nothing):  # the page shows published records, not this machine's runs
             client.execute()
         reason = notebooks.unfinished(notebook)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
