@@ -8,6 +8,8 @@ from repro_data import batch_folder, claim, head_to_head
 from mmkit.repro import report, runner
 from mmkit.teach import plots
 
+pytestmark = pytest.mark.slow
+
 FAILURE = {"label": "06_head_to_head seed=8", "cell": "train-cell", "kind": "cell error", "message": "ValueError: boom", "attempts": 1, "key": "0"}
 DECLARED = [
     claim("C1", limits="One size of model."),
