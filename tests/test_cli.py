@@ -142,6 +142,7 @@ def rows(name, found=None):
     return [row for row in (found or doctor.diagnose()) if row.name == name]
 
 
+@pytest.mark.slow
 def test_doctor_passes_here_quickly_and_names_no_folder(mmkit, tmp_path):
     done = mmkit("doctor", check=0)
     assert done.seconds < 10

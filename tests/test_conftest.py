@@ -35,6 +35,7 @@ def test_data_and_runs_are_the_sessions_own(tmp_path_factory):
     assert os.environ["MMKIT_DATA"].startswith(base) and os.environ["MMKIT_RUNS"].startswith(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ci", "collected"), [("", False), ("true", True)])
 def test_a_machine_without_a_browser_says_so_and_ci_insists(ci, collected):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "tests", "--ignore-glob=*/test_[ac-z]*"]

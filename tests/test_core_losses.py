@@ -259,6 +259,7 @@ def losses():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", losses())
 def test_gradients_compile_functional_autocast_and_second_derivatives(name):
     loss, (image, text, _) = losses()[name], batch("hard", 6, 4)

@@ -45,6 +45,7 @@ def test_without_a_place_to_write_nothing_is_kept(tmp_path, monkeypatch, capsys)
     assert "cache: not kept, cannot write in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_computes_and_the_other_waits(data_root, tmp_path):
     script = """
 import sys, time, torch

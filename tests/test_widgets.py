@@ -27,6 +27,7 @@ def executed(*sources):
     return shown, notebook
 
 
+@pytest.mark.slow
 def test_the_figure_is_an_output_of_the_cell_and_a_moved_control_redraws_it_in_place():
     (still,), notebook = executed(SHOW)
     assert [output.data["text/plain"] for output in still] == ["plain 2", "caption 2"]
