@@ -181,3 +181,11 @@ def test_topk_of_whole_numbers_with_ties_takes_the_earlier_row_and_refuses_what_
         topk(queries * torch.nan, gallery, 1)
     with pytest.raises(ValueError, match="one type and device"):
         topk(queries, gallery.float(), 1)
+
+
+@pytest.mark.parametrize("search", [lambda x, **o: retrieval_ranks(x, x, torch.arange(3), torch.arange(3), **o), lambda x, **o: topk(x, x, 1, **o)], ids=["retrieval_ranks", "topk"])
+def test_a_kernel_that_is_not_there_is_refused_and_not_replaced_in_silence(search):
+    with pytest.raises(ValueError, match="has no Triton kernel; pass backend='auto'"):
+        search(torch.eye(3), backend="triton")
+    with pytest.raises(ValueError, match="backend='cuda' is unknown"):
+        search(torch.eye(3), backend="cuda")

@@ -27,7 +27,7 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_group: Tensor, galle
     first, last = (torch.searchsorted(gallery_group[order], query_group.contiguous(), right=right) for right in (False, True))
     if bool((first == last).any()):
         raise ValueError(f"query {int((first == last).nonzero()[0])} has no positive in the gallery")
-    choose(queries, "torch" if backend == "auto" else backend)
+    _plain("retrieval_ranks", queries, backend)
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     for part, scores, error in _scores(queries, gallery, chunk):
         counts = last[part] - first[part]
@@ -75,7 +75,7 @@ def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend:
     _check("topk", queries, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k={k} does not lie between 1 and the {len(gallery)} rows of the gallery")
-    choose(queries, "torch" if backend == "auto" else backend)
+    _plain("topk", queries, backend)
     found = []
     for part, scores, error in _scores(queries, gallery, chunk):
         bar = scores.topk(k, 1).values[:, -1:] - 2 * error
@@ -97,6 +97,13 @@ def _check(name: str, queries: Tensor, gallery: Tensor) -> None:
         raise ValueError(f"{name} needs at least one query")
     if queries.dtype != gallery.dtype or not queries.is_floating_point() or queries.device != gallery.device:
         raise ValueError(f"{name} needs floating-point tensors of one type and device, got {queries.dtype} on {queries.device} and {gallery.dtype} on {gallery.device}")
+
+
+def _plain(name: str, queries: Tensor, backend: str) -> None:
+    """Refuse what is not plain PyTorch, since there is nothing else here yet."""
+    if backend == "triton":
+        raise ValueError(f"{name} has no Triton kernel; pass backend='auto' or 'torch'")
+    choose(queries, "torch" if backend == "auto" else backend)
 
 
 def _scores(queries: Tensor, gallery: Tensor, chunk: int):
