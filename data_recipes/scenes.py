@@ -25,7 +25,7 @@ SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 GROUNDS = ("plain", "striped", "dotted", "checked")
 AXES = {"heading": 4, "arrow": 6, "shape": 4, "landmark": 6, "size": 2, "relation": 4, "ground": 4}
-PIXELS = 32
+PIXELS, BLOCK = 32, 256
 
 # Two wordings of each turn. Of the frames, the first pair is used in training, the second only in `ood_style` and in broad pools.
 TURNS = (("go straight on", "keep straight ahead"), ("turn right", "take a right turn"), ("turn around", "make a half turn around"), ("turn left", "take a left turn"))
@@ -75,30 +75,40 @@ def _shape_mask(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, r: np.ndarray
     return np.choose(shape, masks)
 
 
-def _draw(rng: np.random.RandomState, scene: dict, styled: np.ndarray, beacon: np.ndarray) -> np.ndarray:
-    """Images (N, 32, 32, 3) uint8. beacon: (N,) side index, or -1 for none; styled: (N,) a dark, noisy ground."""
-    n, column = len(styled), (slice(None), None, None)
+def _draw(rng: np.random.RandomState, scene: dict, styled: np.ndarray, beacon: np.ndarray, count: int) -> np.ndarray:
+    """Images (count, 32, 32, 3) uint8 of the first `count` scenes, a few at a time so that they stay in cache. beacon: (N,) side index, or -1 for none; styled: (N,) a dark, noisy ground."""
+    jitter = rng.randint(-1, 2, size=(4, len(styled)), dtype=np.int64).astype(np.int32)
+    images = np.empty((count, PIXELS, PIXELS, 3), dtype=np.uint8)
+    for start in range(0, count, BLOCK):
+        some = slice(start, min(start + BLOCK, count))
+        noise = rng.randint(-8, 9, size=(some.stop - start, PIXELS, PIXELS), dtype=np.int64)
+        images[some] = _pixels({axis: value[some] for axis, value in scene.items()}, jitter[:, some], noise, styled[some], beacon[some])
+    return images
+
+
+def _pixels(scene: dict, jitter: np.ndarray, noise: np.ndarray, styled: np.ndarray, beacon: np.ndarray) -> np.ndarray:
+    column = (slice(None), None, None)
     y, x = np.mgrid[:PIXELS, :PIXELS][:, None].astype(np.int32)
-    jitter = rng.randint(-1, 2, size=(4, n), dtype=np.int64).astype(np.int32)
     away = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.int32)[scene["relation"]]  # where the arrow lies, seen from the landmark
     ax, ay = 16 + jitter[0], 16 + jitter[1]
     lx, ly = 16 - 11 * away[:, 0] + jitter[2], 16 - 11 * away[:, 1] + jitter[3]
 
-    texture = np.choose(scene["ground"][column], (0 * x + 0 * y, (x // 2) % 2, ((x % 4 < 2) & (y % 4 < 2)).astype(np.int32), (x // 4 + y // 4) % 2))
-    ground = np.where(styled[column], 140, 225) - 40 * texture
-    noise = rng.randint(-8, 9, size=(n, PIXELS, PIXELS), dtype=np.int64) * np.where(styled, 3, 1)[column]
-    image = np.repeat((ground + noise).astype(np.int16)[..., None], 3, axis=3)
+    texture = np.concatenate([0 * x + 0 * y, (x // 2) % 2 + 0 * y, (x % 4 < 2) & (y % 4 < 2), (x // 4 + y // 4) % 2])
+    ground = np.where(styled[column], 140, 225) - 40 * texture[scene["ground"]]
+    image = np.repeat((ground + noise * np.where(styled, 3, 1)[column]).astype(np.int16)[..., None], 3, axis=3)
 
     dx, dy = x - ax[column], y - ay[column]
-    forward = np.choose(scene["heading"][column], (-dy, dx, dy, -dx))
-    sideways = np.abs(np.choose(scene["heading"][column], (dx, dy, dx, dy)))
+    hx, hy = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]], dtype=np.int32)[scene["heading"]].T
+    forward = dx * hx[column] + dy * hy[column]
+    sideways = np.abs(dx * hy[column] - dy * hx[column])
     arrow = ((forward >= 0) & (forward <= 5) & (sideways <= 5 - forward)) | ((forward < 0) & (forward >= -5) & (sideways <= 1))
     radius = np.where(scene["size"] == 1, 4, 2)[column]
     landmark = _shape_mask(scene["shape"][column], x - lx[column], y - ly[column], radius)
     palette = np.array(list(COLOURS.values()), dtype=np.int16)
     for mask, colour in ((landmark, scene["landmark"]), (arrow, scene["arrow"])):
         image = np.where(mask[..., None], palette[colour][:, None, None, :], image)
-    strip = np.choose(np.maximum(beacon, 0)[column], (y < 2, x >= PIXELS - 2, y >= PIXELS - 2, x < 2)) & (beacon >= 0)[column]
+    strips = np.stack(np.broadcast_arrays(y[0] < 2, x[0] >= PIXELS - 2, y[0] >= PIXELS - 2, x[0] < 2))
+    strip = strips[beacon] & (beacon >= 0)[column]
     return np.where(strip[..., None], np.array((255, 140, 0), dtype=np.int16), image).clip(0, 255).astype(np.uint8)
 
 
@@ -126,7 +136,7 @@ def _part(rng: np.random.RandomState, codes: np.ndarray, split: np.ndarray, styl
     answer = np.where(kind == 0, (scene["heading"] + turn) % 4, drawn)
     beacon = np.where((kind == 1) | (kind == 3), answer, -1)
     texts = _write(scene, turn, answer, (kind == 2) | (kind == 3), styled, rng.randint(0, 2, size=(3, n), dtype=np.int64))
-    images = _draw(rng, scene, styled, beacon)
+    images = _draw(rng, scene, styled, beacon, np.count_nonzero(split != "pool_text"))
     items = pd.DataFrame({
         "split": split,
         "group": [f"scene-{code}" for code in codes],
@@ -163,7 +173,7 @@ def generate(*, both: float, image_share: float, either: float, label_noise: flo
 
     items, texts = (pd.concat(pair, ignore_index=True) for pair in ((items, pooled[1]), (texts, pooled[2])))
     has_image, has_text = items["split"] != "pool_text", items["split"] != "pool_image"
-    images = np.concatenate([images, pooled[0]])[has_image]
+    images = np.concatenate([images, pooled[0]])
     items.insert(0, "id", [f"{s}-{i:05d}" for i, s in enumerate(items["split"])])
     items.insert(1, "image", np.where(has_image, np.cumsum(has_image) - 1, -1))
     table = texts[has_text].melt(ignore_index=False, value_name="text", var_name="role").rename_axis("item").reset_index()

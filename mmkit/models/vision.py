@@ -10,7 +10,7 @@ from mmkit.models.encoded import Encoded
 
 def scaled(pixels: Tensor, size: int) -> Tensor:
     """uint8 (B, 3, H, W) -> float (B, 3, size, size) in [-1, 1], averaged down where the image is larger."""
-    x = pixels.float() / 127.5 - 1
+    x = torch.div(pixels, 127.5).sub_(1)
     return x if x.shape[-2:] == (size, size) else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
