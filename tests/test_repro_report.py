@@ -47,6 +47,16 @@ def test_the_claims_table_says_what_must_be_said(batch):
     assert "<b>✔ supported</b>" in html and "nan" not in html.lower()
 
 
+def test_all_cases_together_takes_what_every_arm_has(batch):
+    own, together = report.across(batch.results)
+    assert own == "accuracy" and {arm: scores.shape for arm, scores in together.items()} == dict.fromkeys(("holistic", "component", "shuffled"), (2, 8))
+    assert together["holistic"][0, 3] in [r.row["scores"]["accuracy"] for r in batch.results if (r.row["arm"], r.row["seed"]) == ("holistic", 3)]
+    lacking = [r for r in batch.results if not (r.row["arm"] == "shuffled" and r.condition["pairs"] == 64) and not (r.row["arm"] == "holistic" and r.row["seed"] == 5)]
+    assert {arm: scores.shape for arm, scores in report.across(lacking)[1].items()} == dict.fromkeys(("holistic", "component"), (2, 7))
+    assert report.across([r for r in batch.results if r.condition["pairs"] == 64])[1] == {}, "one case alone"
+    assert report.across([]) == ("", {})
+
+
 def test_arms_panels_failures_and_provenance(batch):
     points = report.arm_points(batch.results, "accuracy", {"pairs": 64, "data": "toy", "task": "answering"})
     assert set(points) == {"holistic", "component", "shuffled"} and points["holistic"]["low"] < points["holistic"]["mean"] < points["holistic"]["high"]
@@ -106,5 +116,5 @@ def test_one_html_file_without_code_or_network(tmp_path, batch, monkeypatch, cap
     assert text.startswith("<!doctype html>") and "✔ supported" in text and "nothing was recorded for this" in text and "boom" in text
     assert not re.search(r"https?://|<script|<link|import numpy|BEGIN SOLUTION|You will learn|sign_flip_p", text)
     images = re.findall(r"<img[^>]*>", text)
-    assert len(images) == 3 and all('src="data:image/png' in image and len(re.search(r'alt="([^"]*)"', image)[1]) > 40 for image in images)
+    assert len(images) == 4 and all('src="data:image/png' in image and len(re.search(r'alt="([^"]*)"', image)[1]) > 40 for image in images)
     assert re.findall(r"<h2[^>]*>(.*?)<", text)[:2] == ["The verdicts", "What it costs"]

@@ -155,3 +155,29 @@ def test_two_thousand_clusters_and_twenty_seeds_take_about_a_second():
     start = time.perf_counter()
     stats.paired_bootstrap([term(values[0]), term(values[1], -1.0)])
     assert time.perf_counter() - start < 5  # 0.7 s on an idle core; the rest is for busy machines
+
+
+def test_seeds_needed_find_the_effect_four_times_in_five():
+    effects = np.random.default_rng(10).normal(0.3, 1, 12)
+    spread = effects.std(ddof=1)
+    number = stats.seeds_needed(effects, 0.6 * spread)
+    drawn = np.random.default_rng(11).normal(0.6 * spread, spread, (4000, number))
+    found = (scipy_stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean()
+    fewer = (scipy_stats.ttest_1samp(drawn[:, : number - 3], 0, axis=1).pvalue < 0.05).mean()
+    assert 0.78 < found < 0.85 and fewer < 0.78
+    assert stats.seeds_needed(effects, 0.6 * spread) == stats.seeds_needed(-effects, -0.6 * spread)
+    assert stats.seeds_needed(effects, 100.0) == 6 and stats.seeds_needed(effects, 1e-4) is None and stats.seeds_needed(np.ones(8), 0.01) == 6
+
+
+def test_interquartile_mean_and_profile_by_hand():
+    scores = np.array([[0.0, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 100.0]])
+    assert stats.interquartile_mean(scores) == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)
+    assert np.allclose(stats.performance_profile(scores, [-1, 0.0, 0.35, 99, 100]), [1, 7 / 8, 4 / 8, 1 / 8, 0])
+
+
+def test_stratified_interval_draws_seeds_within_their_case():
+    far_apart = np.repeat([[0.0], [100.0]], 5, axis=1)
+    assert stats.stratified_interval(far_apart, np.mean) == (50.0, 50.0), "cases are not drawn, so seeds that agree leave nothing open"
+    scores = np.random.default_rng(12).normal(0, 1, (4, 25))
+    low, high = stats.stratified_interval(scores, np.mean)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt((scores.var(axis=1) / 25).mean() / 4), rel=0.08)

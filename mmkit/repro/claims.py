@@ -14,8 +14,8 @@ from mmkit.errors import MmkitError, unknown
 from mmkit.repro import paths, stats
 from mmkit.repro.plan import STRICT, read_yaml
 from mmkit.repro.records import Result
+from mmkit.repro.stats import FEWEST_SEEDS
 
-FEWEST_SEEDS = 6
 LEVEL = 0.05
 RULE = (
     "The effect is the weighted sum of the terms' mean scores, paired by seed; its 95 % interval is a two-level bootstrap over seeds and clusters. "

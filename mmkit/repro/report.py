@@ -5,9 +5,11 @@ import json
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
@@ -135,6 +137,7 @@ def claim_cards(found: Sequence[Verdict]) -> str:
             "Scope": claim.scope,
             "Compared": "; ".join(f"{term.weight:+g} x {term}" for term in claim.terms),
             "Verdict": f"{verdict.verdict}: {verdict.reason}",
+            "Power": _power(verdict) if verdict.estimate else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
             "Limits": claim.limits,
         }
@@ -142,6 +145,32 @@ def claim_cards(found: Sequence[Verdict]) -> str:
         title = f"{SIGNS[verdict.verdict]} {claim.id}: {html.escape(claim.statement)}"
         cards.append(f'<details><summary><b style="color:{COLOURS[verdict.verdict]}">{title}</b></summary><dl>{rows}</dl></details>')
     return "\n".join(cards)
+
+
+def _power(verdict: Verdict) -> str:
+    needed = stats.seeds_needed(verdict.estimate.effects, verdict.claim.smallest_effect)
+    seeds = "more than a thousand seeds" if needed is None else f"{needed} seeds"
+    return (
+        f"these {len(verdict.seeds)} seeds and their clusters find an effect of {_size(verdict, verdict.detectable)} four times in five; by the spread of "
+        f"its seeds alone, {_size(verdict, verdict.claim.smallest_effect)}, the smallest that matters, takes {seeds}"
+    )
+
+
+def across(results: Sequence[Result]) -> tuple[str, dict[str, np.ndarray]]:
+    """The task's own score that most conditions have, and arm -> (conditions, seeds) of it for the arms that were run under all of them.
+
+    A condition with one arm compares nothing and is left out, and so are seeds that an arm lacks somewhere."""
+    if not results:
+        return "", {}
+    own = Counter(min(result.row["scores"], key=lambda score: ("/" in score, score)) for result in results).most_common(1)[0][0]
+    frame = pd.DataFrame(
+        [(result.row["arm"], json.dumps(result.condition, sort_keys=True), result.row["seed"], result.row["scores"][own]) for result in results if own in result.row["scores"]],
+        columns=["arm", "condition", "seed", "score"],
+    )
+    frame = frame[frame.groupby("condition")["arm"].transform("nunique") > 1]
+    table = frame.pivot_table(index="condition", columns=["arm", "seed"], values="score").dropna(axis=1)
+    seeds = [seed for seed, found in table.columns.to_frame(index=False).groupby("seed")["arm"] if len(found) == table.columns.get_level_values("arm").nunique()]
+    return own, {arm: table[arm][seeds].to_numpy() for arm in table.columns.get_level_values("arm").unique()} if len(table) > 1 and seeds else {}
 
 
 def arm_points(results: Sequence[Result], score: str, condition: dict | None) -> dict[str, dict]:

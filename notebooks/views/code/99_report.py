@@ -56,6 +56,22 @@ with plots.figure(**shape, squeeze=False, width=9.5, height=3.3 * shape["rows"],
 # %% arm-tables
 display(HTML(report.arm_tables(batch.results)))
 
+# %% across-figure
+own, together = report.across(batch.results)
+if together:
+    middle = {arm: (stats.interquartile_mean(scores), *stats.stratified_interval(scores, stats.interquartile_mean)) for arm, scores in together.items()}
+    cases = len(next(iter(together.values())))
+    said = "; ".join(f"{arm} {mean:.3f} [{low:.3f}, {high:.3f}]" for arm, (mean, low, high) in middle.items())
+    levels = np.linspace(0, 1, 201)
+    caption = f"Interquartile mean of {own} over {cases} cases: {said}. Each interval is an arm's own; which arm wins where, the paired claims say."
+    with plots.figure(alt=f"Share of runs above each {own}, one line an arm. {caption}", caption=caption, width=7.5, height=3.4, smoke=smoke) as axes:
+        for arm, scores in together.items():
+            axes.plot(levels, stats.performance_profile(scores, levels), color=plots.arm(arm)["color"], label=f"{arm} {middle[arm][0]:.2f}", drawstyle="steps-post")
+        axes.set(xlabel=own, ylabel="share of runs above it", ylim=(0, 1.02))
+        axes.legend(title="interquartile mean", loc="lower left", fontsize=9)
+else:
+    print("This plan has no two cases with the same arms, so nothing is taken together.")
+
 # %% rule
 display(Markdown(claims.RULE))
 
