@@ -18,12 +18,15 @@ app.add_typer(data, name="data")
 labs = typer.Typer(help="Student and solution copies; assignments graded by nbgrader (for lecturers).", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(notebook, name="notebook")
 app.add_typer(labs, name="labs")
+runs = typer.Typer(help="The runs that were made: list, show, compare, clean.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs, name="runs")
 
 Name = Annotated[str, typer.Argument(help="Name of a data set.")]
 File = Annotated[str, typer.Argument(help="A notebook: its number, name or path.")]
 Course = Annotated[Path | None, typer.Option(help="Folder of the course: source, release, submitted, autograded; runs/labs by default.")]
 Pairs = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter of the notebook; may be repeated.")]
 Knobs = Annotated[list[str], typer.Argument(metavar="[KNOB=VALUE]...", help="Knobs of the recipe that differ from their defaults.")]
+Key = Annotated[str, typer.Argument(help="Key of a run, or how it begins.")]
 Plan = Annotated[str, typer.Argument(help="Name of a plan in notebooks/plans/.")]
 
 
@@ -72,12 +75,45 @@ def run(
 def reproduce(
     plan: Plan = "head_to_head",
     workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")] = False,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Hand the runs to this Dask scheduler, for example tcp://127.0.0.1:8786.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and the time they should take, run nothing.")] = False,
 ) -> None:
     """Run a plan and write its report; runs that are finished are not run again. Exit code 1 when runs failed."""
     from mmkit.repro import report
 
-    raise typer.Exit(report.reproduce(plan, workers=workers, dry_run=dry_run))
+    raise typer.Exit(report.reproduce(plan, workers=workers, scheduler=scheduler, dry_run=dry_run))
+
+
+@runs.command("list")
+def runs_list(plan: Annotated[str | None, typer.Argument(help="Name of a plan; without it, the plans that have runs.")] = None) -> None:
+    """One line a run: done, failed or to do, its key, time and parameters."""
+    from mmkit.repro import browse
+
+    typer.echo("\n".join(browse.runs(plan) if plan else browse.plans()))
+
+
+@runs.command("show")
+def runs_show(key: Key) -> None:
+    """Everything known of one run: parameters, versions, hardware, scores, standard error, failure."""
+    from mmkit.repro import browse
+
+    typer.echo("\n".join(browse.show(key)))
+
+
+@runs.command("diff")
+def runs_diff(first: Key, second: Key) -> None:
+    """What differs between two runs."""
+    from mmkit.repro import browse
+
+    typer.echo("\n".join(browse.diff(first, second)))
+
+
+@runs.command("clean")
+def runs_clean(plan: Plan, yes: Annotated[bool, typer.Option("--yes", help="Remove, instead of saying what would be.")] = False) -> None:
+    """Remove runs that the plan does not ask for any more (other code or parameters), and failed ones."""
+    from mmkit.repro import browse
+
+    typer.echo("\n".join(browse.tidy(plan, really=yes)))
 
 
 @app.command("report")

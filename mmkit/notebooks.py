@@ -268,7 +268,10 @@ def environment(**variables):
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def execute(path: str | Path, out: str | Path, values: Mapping[str, object], *, profile: str = "lab", timeout: int | None = None, progress: bool = False) -> None:
+def execute(
+    path: str | Path, out: str | Path, values: Mapping[str, object], *,
+    profile: str = "lab", timeout: int | None = None, progress: bool = False, kernel_manager: type[AsyncKernelManager] = IpcKernelManager,
+) -> None:  # fmt: skip
     """Run a notebook through papermill in its own folder, with `values` already `checked`; the result, whole or broken
     off, is written to `out`. `timeout` is in seconds per cell. Raises MmkitError when the last cell did not run."""
     import papermill
@@ -281,7 +284,7 @@ def execute(path: str | Path, out: str | Path, values: Mapping[str, object], *, 
         with environment(MMKIT_PROFILE=profile):
             papermill.execute_notebook(
                 str(path), str(out), dict(values), kernel_name="python3", cwd=str(path.parent), progress_bar=progress,
-                execution_timeout=timeout, kernel_manager_class=IpcKernelManager,
+                execution_timeout=timeout, kernel_manager_class=kernel_manager,
             )
     except papermill.PapermillExecutionError as error:
         broken = f"{error.ename}: {error.evalue}"

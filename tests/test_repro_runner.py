@@ -1,91 +1,30 @@
 """The runner: what is done stays done, what failed says where, and a killed machine changes nothing in the end."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 import yaml
+from repro_stub import make_plan, quiet, rows, undisturbed, write
 
 from mmkit.errors import MmkitError
 from mmkit.repro import execute, plan, runner
 
 pytestmark = pytest.mark.slow
 
-BODY = """
-import dataclasses, os, sys, time
-import numpy as np
-import mmkit
-from types import SimpleNamespace
-
-@dataclasses.dataclass
-class Budget:
-    pairs: int = 64
-
-class Cost:
-    def as_dict(self):
-        return {"flops": 1e9, "seconds": 1.0, "peak_bytes": 1, "parameters_trained": 1, "parameters_total": 1}
-
-def score(values):
-    return SimpleNamespace(items=values, clusters=np.arange(len(values)), value=float(values.mean()), aggregate="mean", higher_is_better=True)
-"""
-ACT = """
-if mode == "error":
-    1 / 0
-if mode == "exit":
-    sys.exit(0)
-if mode == "killed" and not os.path.exists(marker):
-    open(marker, "w").close()
-    os.kill(os.getpid(), 9)
-if mode == "sleep":
-    time.sleep(60)
-"""
-RECORD = """
-rng = np.random.default_rng(seed)
-for arm in ("a", "b"):
-    run = SimpleNamespace(arm=arm, task="stub", data="none", data_hash="0", seed=seed, budget=Budget(), settings={}, cost=Cost(), scores={"accuracy": score(rng.random(20))})
-    mmkit.record(run, mode=mode)
-"""
-PARAMETERS = 'seed: int = 0  # the seed\nmode: str = "fine"  # what happens\nmarker: str = ""  # a file'
-
-
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
     """A notebook that records two arms, or fails as it is told; returns (notebook, function that makes a plan)."""
     monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("MMKIT_PROFILE", "lab")
-    cells = [
-        nbformat.v4.new_code_cell(source, id=f"{name}-cell") for name, source in (("setup", BODY), ("parameters", PARAMETERS), ("act", ACT), ("record", RECORD))
-    ]
-    cells[1].metadata["tags"] = ["parameters"]
-    path = tmp_path / "20_stub.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
-
-    def make(**entry):
-        return plan.Plan.model_validate({"name": "stub", "title": "Stub", "notebooks": [{"notebook": str(path)} | entry]})
-
-    return path, make
-
-
-def quiet(_line):
-    return None
-
-
-def rows(batch):
-    return sorted((r.row["arm"], r.row["seed"], r.row["scores"]["accuracy"]) for r in batch.results)
-
-
-def undisturbed(seeds):
-    """What the stub records, computed here."""
-    expected = []
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
-        expected += [(arm, seed, float(rng.random(20).mean())) for arm in ("a", "b")]
-    return sorted(expected)
+    path = write(tmp_path / "20_stub.ipynb")
+    return path, partial(make_plan, path)
 
 
 def test_done_is_kept_and_changes_run_again(stub, tmp_path):
@@ -126,6 +65,12 @@ def test_a_dry_run_only_says(stub, tmp_path):
     batch = runner.run_plan(make(seeds=2), dry_run=True, say=said.append)
     assert [line[:5] for line in said] == ["to do", "to do", "2 run"] and said[-1] == "2 runs, 0 done" and len(batch.missing) == 2
     assert not (tmp_path / "runs").exists()
+    folder = tmp_path / "runs" / "stub" / plan.expand(make(seeds=2))[0].key
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({"notebook": "20_stub", "profile": "lab", "seconds": 240}))
+    said.clear()
+    runner.run_plan(make(seeds=5), workers=2, dry_run=True, say=said.append)
+    assert said[0].startswith("done ") and said[-1] == "5 runs, 1 done; about 8 min with 2 workers, by the runs on record"
 
 
 def test_a_folder_that_cannot_be_written_is_named(stub, tmp_path):
@@ -172,7 +117,7 @@ def test_kill_and_resume_equal_undisturbed(stub, tmp_path):
     command = [sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, workers=1)"]
     process = subprocess.Popen(command, cwd=Path(runner.__file__).parents[2], stdout=subprocess.DEVNULL)
     wait_for(lambda: any((key / "record.json").exists() for key in folder.glob("[0-9a-f]*")))
-    with pytest.raises(MmkitError, match=rf"'stub' is being run already, by process {process.pid}: wait for it, or end it"):
+    with pytest.raises(MmkitError, match=rf"'stub' is being run already, by process {process.pid} on .*: wait for it, or end it .kill {process.pid}."):
         runner.run_plan(whole, say=quiet)
     wait_for(lambda: list(folder.glob(".tmp-*/notebook.ipynb")))
     process.send_signal(signal.SIGKILL)

@@ -19,7 +19,10 @@ STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Entry(BaseModel):
-    """One notebook of a plan. grid: every combination of its lists is run; seeds: a list, or how many from 0 on."""
+    """One notebook of a plan. grid: every combination of its lists is run; seeds: a list, or how many from 0 on.
+
+    timeout_s, memory_gb: what one run may take, all its processes together; no memory limit of its own by default.
+    """
 
     model_config = STRICT
     notebook: str
@@ -27,6 +30,7 @@ class Entry(BaseModel):
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 1800
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
 
 
 class Plan(BaseModel):
@@ -85,6 +89,7 @@ class Planned(BaseModel):
     profile: str
     data_hash: str | None
     timeout_s: float
+    memory_gb: float | None
     label: str
 
 
@@ -95,7 +100,7 @@ def expand(plan: Plan, *, prepare: bool = True) -> list[Planned]:
     Raises: MmkitError for an unknown notebook or parameter (nearest name), a wrong type, two equal runs, or a data set
     that cannot be made.
     """
-    planned, hashes = [], {}
+    planned, hashes, code = [], {}, code_hash()
     for entry in plan.notebooks:
         path = notebooks.resolve(entry.notebook)
         declared = notebooks.parameters(path)
@@ -110,22 +115,19 @@ def expand(plan: Plan, *, prepare: bool = True) -> list[Planned]:
             data = parameters.get("data", declared["data"].default if "data" in declared else None)
             if data not in hashes:
                 hashes[data] = _content(data, prepare=prepare)
-            key = fingerprint(path, parameters, plan.profile, hashes[data])
+            key = fingerprint(path, parameters, plan.profile, hashes[data], code=code)
             label = " ".join([path.stem, *(f"{name}={value}" for name, value in varied.items())])
-            planned.append(
-                Planned(
-                    key=key, notebook=str(path), parameters=parameters, profile=plan.profile, data_hash=hashes[data], timeout_s=entry.timeout_s, label=label
-                )
-            )
+            limits = {"timeout_s": entry.timeout_s, "memory_gb": entry.memory_gb}
+            planned.append(Planned(key=key, notebook=str(path), parameters=parameters, profile=plan.profile, data_hash=hashes[data], label=label, **limits))
     if len({run.key for run in planned}) < len(planned):
         raise MmkitError(f"plan {plan.name!r} holds the same run twice: remove the repeated seed, grid value or notebook")
     return planned
 
 
-def fingerprint(notebook: Path, parameters: dict, profile: str, data_hash: str | None) -> str:
+def fingerprint(notebook: Path, parameters: dict, profile: str, data_hash: str | None, *, code: str | None = None) -> str:
     """The key of a run: a hash of the notebook's code, its parameters, the profile, the package's code and the data."""
-    code = [cell["source"] for cell in notebooks.code_cells(notebooks.read(notebook))]
-    parts = [code, parameters, profile, code_hash(), data_hash]
+    cells = [cell["source"] for cell in notebooks.code_cells(notebooks.read(notebook))]
+    parts = [cells, parameters, profile, code or code_hash(), data_hash]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -25,9 +25,9 @@ COLOURS = {"supported": "#0072B2", "contradicted": "#B34700", "equivalent": "#00
 COSTS = {"flops": "FLOPs", "seconds": "seconds", "peak_bytes": "peak memory (GB)", "parameters_trained": "trained", "parameters_total": "parameters"}
 
 
-def reproduce(plan: str = "head_to_head", *, workers: int | None = None, dry_run: bool = False) -> int:
+def reproduce(plan: str = "head_to_head", *, workers: int | None = None, scheduler: str | None = None, dry_run: bool = False) -> int:
     """Run a plan, write its report and say what was found; returns the exit code, 1 when runs are missing or failed."""
-    batch = runner.run_plan(plan, workers=workers, dry_run=dry_run)
+    batch = runner.run_plan(plan, workers=workers, scheduler=scheduler, dry_run=dry_run)
     if dry_run:
         return 0
     for verdict in verdicts(batch):

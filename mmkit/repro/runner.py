@@ -3,21 +3,25 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from filelock import FileLock, Timeout
 
 import mmkit
+from mmkit.data.progress import progress
 from mmkit.errors import MmkitError
 from mmkit.repro import execute, paths, records
 from mmkit.repro.claims import Claim, read_claims
 from mmkit.repro.plan import Plan, Planned, code_hash, expand, read_plan
+from mmkit.repro.warm import IMPORTS, imports
 
 
 @dataclass(frozen=True)
@@ -40,64 +44,109 @@ class Batch:
         return not self.failures and not self.missing
 
 
-def run_plan(plan: Plan | str | Path, *, workers: int | None = None, dry_run: bool = False, say: Callable[[str], None] = print) -> Batch:
-    """Make every run of a plan that is not there yet, `workers` at a time (default: one per core, one thread each).
+def run_plan(
+    plan: Plan | str | Path, *, workers: int | None = None, scheduler: str | None = None, executor: Executor | None = None,
+    dry_run: bool = False, say: Callable[[str], None] = print,
+) -> Batch:  # fmt: skip
+    """Make every run of a plan that is not there yet, `workers` at a time on this machine (default: one per core, one thread each).
 
+    scheduler: address of a Dask scheduler that hands the runs to its workers instead. executor: any other `concurrent.futures` executor.
     dry_run: only say what would be done. A failed run is reported, kept under `failed/` and tried again by the next call.
-    Raises: MmkitError for a plan that cannot be read, a second runner of the same plan, or a folder that cannot be written.
+    Raises: MmkitError for a plan that cannot be read, a second runner of the same plan, a folder that cannot be written, or an executor that is gone.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(plan)
     declared = read_claims(plan.claims) if plan.claims else []
     runs = expand(plan, prepare=not dry_run)
     folder = paths.runs() / plan.name
+    waiting = [run for run in runs if not execute.is_done(folder, run.key)]
     if dry_run:
         for run in runs:
-            say(f"{'done ' if is_done(folder, run.key) else 'to do'}  {run.key}  {run.label}")
-        say(f"{len(runs)} runs, {sum(is_done(folder, run.key) for run in runs)} done")
-        return load(folder) if (folder / "plan.json").exists() else Batch({}, [], [], [], [run.label for run in runs])
+            say(f"{'done ' if execute.is_done(folder, run.key) else 'to do'}  {run.key}  {run.label}")
+        say(f"{len(runs)} runs, {len(runs) - len(waiting)} done{_estimate(folder, waiting, workers or _cores())}")
+        return Batch({}, [], [], [], [run.label for run in waiting])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, plan.name):
-            _clean(folder)
-            _copy_code(folder / execute.CODE)
+        with alone(folder) as token, _pool(workers, scheduler, executor) as pool:
+            clean(folder)
+            _copy_code(folder / execute.CODE, runs)
             _write_manifest(folder, plan, runs, declared)
-            _make(folder, [run for run in runs if not is_done(folder, run.key)], len(runs), workers or _cores(), say)
+            _make(folder, waiting, len(runs), pool, token, say)
+            clean(folder)  # of workers that died
     except OSError as error:
         raise MmkitError(
-            f"cannot write in {folder} ({error.strerror}): free some space, or point MMKIT_RUNS at a folder you can write; finished runs are kept"
+            f"cannot write in {folder} ({error.strerror or error}): free some space, or point MMKIT_RUNS at a folder you can write; finished runs are kept"
         ) from error
+    except (CancelledError, BrokenExecutor) as error:
+        raise MmkitError(f"the executor is gone ({error or 'its scheduler does not answer'}): finished runs are kept, the same command goes on from here") from error
     return load(folder)
 
 
-def _make(folder: Path, waiting: list[Planned], total: int, workers: int, say: Callable[[str], None]) -> None:
-    """Run what is to do in processes of their own, watched by threads; one line each as they end."""
-    if len(waiting) < total:
-        say(f"{total - len(waiting)} of {total} runs are there already")
-    stop, began, width = threading.Event(), time.monotonic(), len(str(total))
+@contextmanager
+def _pool(workers: int | None, scheduler: str | None, executor: Executor | None) -> Iterator[Executor]:
+    """Who makes the runs: processes of this machine, each watched by a thread; a Dask cluster; or what the caller brings."""
+    if sum(choice is not None for choice in (workers, scheduler, executor)) > 1:
+        raise MmkitError("workers are processes of this machine: with a scheduler or an executor of your own, set their number there")
+    if executor or not scheduler:
+        with nullcontext(executor) if executor else ThreadPoolExecutor(workers or _cores()) as pool:
+            yield pool
+        return
+    try:
+        from distributed import Client
 
-    def timed(run: Planned) -> tuple[dict | None, float]:
-        start = time.monotonic()
-        return execute.dispatch(run, folder, stop), time.monotonic() - start
+        client = Client(scheduler, timeout="10s", set_as_default=False)
+    except ImportError as error:
+        raise MmkitError("--scheduler needs Dask: pip install 'mmkit[dask]'") from error
+    except (OSError, ValueError) as error:
+        raise MmkitError(f"no Dask scheduler answers at {scheduler!r} ({error}): start one with 'dask scheduler', or give its address as it prints it") from error
+    with client:
+        yield client.get_executor(pure=False)
 
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = {pool.submit(timed, run): run for run in waiting}
+
+def _make(folder: Path, waiting: list[Planned], total: int, pool: Executor, token: str, say: Callable[[str], None]) -> None:
+    """Hand out what is to do; one line each as they end, and on a terminal a bar."""
+    began, width, done = time.monotonic(), len(str(total)), total - len(waiting)
+    with progress(label=folder.name, unit="run", total=total, start=done) as bar:
+        tell = bar.write if say is print else say
+        if done:
+            tell(f"{done} of {total} runs are there already")
+        futures = {pool.submit(execute.dispatch, run, folder, token): run for run in waiting}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
-                failure, seconds = future.result()
+                failure, seconds = _outcome(future, futures[future], folder)
                 left = (time.monotonic() - began) / number * (len(waiting) - number)
                 ended = f"FAILED in cell {failure.get('cell', '?')}: {failure['kind']}: {failure['message']}" if failure else "done"
-                say(f"[{total - len(waiting) + number:>{width}}/{total}] {futures[future].label}: {ended} ({seconds:.0f} s, about {_minutes(left)} left)")
+                tell(f"[{done + number:>{width}}/{total}] {futures[future].label}: {ended} ({seconds:.0f} s, about {_minutes(left)} left)")
+                bar.update()
         except BaseException as error:  # Ctrl-C above all: nothing may go on running behind it
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+            (folder / execute.RUNNER).unlink(missing_ok=True)
+            for future in futures:
+                future.cancel()
             if isinstance(error, KeyboardInterrupt):
-                say("stopped: finished runs are kept, the same command goes on from here")
+                tell("stopped: finished runs are kept, the same command goes on from here")
             raise
 
 
-def is_done(folder: Path, key: str) -> bool:
-    """A run is done when its record exists: nothing else counts."""
-    return (folder / key / "record.json").is_file()
+def _outcome(future: Future, run: Planned, folder: Path) -> tuple[dict | None, float]:
+    """What `execute.dispatch` returned, or the failure of a run that took several workers down with it."""
+    try:
+        return future.result()
+    except Exception as error:
+        if type(error).__name__ != "KilledWorker":  # Dask's, which may not be installed
+            raise
+        failure = {"kind": "worker died", "message": str(error), "key": run.key, "label": run.label, "attempts": 2, "time": execute.now()}
+        (folder / "failed" / run.key).mkdir(parents=True, exist_ok=True)
+        (folder / "failed" / run.key / "failure.json").write_text(json.dumps(failure, indent=1), encoding="utf-8")
+        return failure, 0.0
+
+
+def _estimate(folder: Path, runs: list[Planned], workers: int) -> str:
+    """How long runs should take, from those of the same notebook and profile on record."""
+    published, past = paths.notebooks() / "records" / folder.name / "plan.json", {}
+    headers = read_json(published)["headers"] if published.exists() else []
+    for header in [*headers, *map(read_json, folder.glob("*/record.json"))]:
+        past.setdefault((header["notebook"], header["profile"]), []).append(header["seconds"])
+    known = [median(past[kind]) for run in runs if (kind := (Path(run.notebook).stem, run.profile)) in past]
+    return f"; about {_minutes(sum(known) / len(known) * len(runs) / workers)} with {workers} workers, by the runs on record" if known else ""
 
 
 def load(folder: Path) -> Batch:
@@ -106,14 +155,14 @@ def load(folder: Path) -> Batch:
     folder: `runs/PLAN`, or published records. Raises: MmkitError when nothing is there, or for another record format.
     """
     folder = Path(folder)
-    manifest = _read_json(folder / "plan.json", f"no runs in {folder}: make them first with 'mmkit reproduce {folder.name}'")
+    manifest = read_json(folder / "plan.json", f"no runs in {folder}: make them first with 'mmkit reproduce {folder.name}'")
     if (folder / "results.jsonl").exists():
         return Batch(manifest, records.read(folder), manifest["headers"], manifest["failures"], manifest["missing"])
     results, headers, failures, missing = [], [], [], []
     for run in manifest["runs"]:
         failed = folder / "failed" / run["key"] / "failure.json"
-        if is_done(folder, run["key"]):
-            header = _read_json(folder / run["key"] / "record.json", "")
+        if execute.is_done(folder, run["key"]):
+            header = read_json(folder / run["key"] / "record.json")
             records.check_schema(header, folder / run["key"] / "record.json")
             found = records.read(folder / run["key"]) if header["results"] else []
             if len(found) != header["results"]:
@@ -123,7 +172,7 @@ def load(folder: Path) -> Batch:
             headers.append(header)
             results.extend(found)
         elif failed.exists():
-            failures.append(_read_json(failed, ""))
+            failures.append(read_json(failed))
         else:
             missing.append(run["label"])
     return Batch(manifest, results, headers, failures, missing)
@@ -138,34 +187,41 @@ def publish(batch: Batch, folder: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(batch.manifest | extra, indent=1), encoding="utf-8")
 
 
-def _alone(folder: Path, name: str) -> FileLock:
-    """The plan's lock, held while its runner lives and freed by the system when that dies."""
-    lock, owner = FileLock(folder / ".lock"), folder / ".runner"
+@contextmanager
+def alone(folder: Path) -> Iterator[str]:
+    """The plan's lock, held while its runner lives and freed by the system when that dies; gives the runner's token."""
+    owner = folder / execute.RUNNER
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / ".lock", timeout=0):
+            token = f"{os.getpid()} on {socket.gethostname()}, since {execute.now()}"
+            owner.write_text(token, encoding="utf-8")
+            try:
+                yield token
+            finally:
+                owner.unlink(missing_ok=True)
+                execute.let_go(folder)
     except Timeout:
-        pid = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
+        holder = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
         raise MmkitError(
-            f"plan {name!r} is being run already, by process {pid}: wait for it, or end it (kill {pid}) and start again; finished runs are kept"
+            f"plan {folder.name!r} is being run already, by process {holder}: wait for it, or end it (kill {holder.split()[0]}) and start again; finished runs are kept"
         ) from None
-    owner.write_text(str(os.getpid()), encoding="utf-8")
-    return lock
 
 
-def _clean(folder: Path) -> None:
+def clean(folder: Path) -> None:
     """Remove what a killed runner left; the lock says that it is dead, so its runs are ended too."""
     for left in folder.glob(".tmp-*"):
         execute.end_processes(left)
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # a worker that lost its runner may still be there
 
 
-def _copy_code(folder: Path) -> None:
+def _copy_code(folder: Path, runs: list[Planned]) -> None:
     """The package as it is now, for the runs to use: editing goes on undisturbed, and every run is of the code of its key."""
     package = Path(mmkit.__file__).resolve().parent
     shutil.rmtree(folder, ignore_errors=True)
     for source in (package, package.parent / "data_recipes"):
         if source.is_dir():
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    (folder / IMPORTS).write_text(json.dumps(imports(dict.fromkeys(run.notebook for run in runs))), encoding="utf-8")
 
 
 def _write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list[Claim]) -> None:
@@ -196,7 +252,8 @@ def commit() -> str:
     return ask[0].stdout.strip() + ("+" if ask[1].stdout.strip() else "") if ask[0].returncode == 0 else "unknown"
 
 
-def _read_json(path: Path, missing: str) -> dict:
+def read_json(path: Path, missing: str = "") -> dict:
+    """A file of a run's or plan's folder. Raises: MmkitError when it is gone or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

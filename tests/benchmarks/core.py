@@ -1,6 +1,6 @@
 """The core against open_clip, torch, Liger and cut-cross-entropy, with forward and backward pass, turn and turn about in one process.
 
-    core.py cpu      writes core_cpu.md       core.py gpu      writes core_gpu.md
+    core.py cpu | gpu | encoder      writes notebooks/records/benchmarks/core_cpu.md, core_gpu.md, core_encoder.md
 
 The extra `bench` installs the competitors. Times are medians with the 10th and 90th percentile; the ratio is the median of the ratios of single turns.
 CPU: processor seconds on one thread, wall seconds on more; memory is the growth of a fresh process's peak. GPU: events, the allocator's peak.
@@ -14,16 +14,21 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import mmkit
 from mmkit.core import contrastive_loss, linear_cross_entropy, retrieval_ranks, sigmoid_loss
+from mmkit.models import pretrained
+from mmkit.models.fast import FEWEST, quick
 
-HERE = Path(__file__).parent
+TABLES = Path(__file__).parents[2] / "notebooks" / "records" / "benchmarks"
 WIDTH, VOCABULARY = 512, 30522
 
 
@@ -214,9 +219,65 @@ def on_gpu(options):
     yield from lines("linear cross-entropy, 16,384 tokens", taken, ways, floor, peaks({name: ways[name] for name in taken}, inputs))
 
 
+def folded(module):
+    """The same network with each norm folded into the convolution before it."""
+    before, last = "", None
+    for name, child in list(module.named_children()):
+        if isinstance(child, torch.nn.BatchNorm2d) and isinstance(last, torch.nn.Conv2d):
+            setattr(module, before, fuse_conv_bn_eval(last, child))
+            setattr(module, name, getattr(child, "act", torch.nn.Identity()))  # timm's norms hold the activation
+        else:
+            folded(child)
+        before, last = name, child
+    return module
+
+
+def encoder_ways(encoder, stack):
+    """What computes the maps of the frozen EfficientNet-Lite0. Eager is the model as timm gives it: contiguous, float32."""
+    plain, channels_last = deepcopy(encoder.body).to(memory_format=torch.contiguous_format), encoder.body
+    fused = folded(deepcopy(channels_last))
+    compiled = torch.compile(fused.forward_features, options={"freezing": True})
+    stack.enter_context(quick(encoder, FEWEST))
+    last = lambda x: x.contiguous(memory_format=torch.channels_last)  # noqa: E731
+    return {
+        "eager, contiguous": plain.forward_features,
+        "eager, channels-last": lambda x: channels_last.forward_features(last(x)),
+        "norms folded, channels-last": lambda x: fused.forward_features(last(x)),
+        "norms folded, torch.compile with freezing": lambda x: compiled(last(x)),
+        "ONNX Runtime (the kit's way)": encoder.maps,
+    }
+
+
+def of_encoder(options):
+    """Images a second of each way, turn and turn about."""
+    encoder, clock = pretrained("efficientnet_lite0"), time.process_time if options.threads == 1 else time.perf_counter
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "onnxruntime"))
+    yield f"# The frozen image encoder on a CPU, {datetime.date.today()}\n"
+    yield f"EfficientNet-Lite0, {encoder.size} x {encoder.size} pixels, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s); mmkit {mmkit.__version__}, {versions}. Made by `core.py encoder`.\n"
+    yield "| images at a time | way | images/s (p10 to p90) | times eager | relative difference |\n|---|---|---|---|---|"
+    x = torch.rand(16, 3, encoder.size, encoder.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with ExitStack() as stack, torch.inference_mode():
+        ways = encoder_ways(encoder, stack)
+        expected = ways["eager, contiguous"](x)
+        for size in (4, 16):
+            taken = {name: [] for name in ways}
+            for turn in range(2 + options.turns):
+                for name in list(ways)[:: 1 if turn % 2 else -1]:
+                    started = clock()
+                    for part in x.split(size):
+                        ways[name](part)
+                    if turn >= 2:
+                        taken[name].append(clock() - started)
+            for name, times in taken.items():
+                low, high = (sorted(times)[round(share * (len(times) - 1))] for share in (0.1, 0.9))
+                ratio = statistics.median(eager / ours for eager, ours in zip(taken["eager, contiguous"], times))
+                apart = float((torch.cat([ways[name](part) for part in x.split(size)]) - expected).norm() / expected.norm())
+                yield f"| {size} | {name} | {16 / statistics.median(times):.1f} ({16 / high:.1f} to {16 / low:.1f}) | {ratio:.2f} | {apart:.0e} |"
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=["cpu", "gpu", "memory"])
+    options.add_argument("what", choices=["cpu", "gpu", "encoder", "memory"])
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--turns", type=int, default=5)
     options.add_argument("--n", type=int, default=8192, help="of `memory`, which `cpu` starts for each cell")
@@ -226,10 +287,10 @@ def main():
     if options.what == "memory":
         return cpu_memory(options.way, options.n)
     made = []
-    for line in {"cpu": on_cpu, "gpu": on_gpu}[options.what](options):
+    for line in {"cpu": on_cpu, "gpu": on_gpu, "encoder": of_encoder}[options.what](options):
         print(line, flush=True)
         made.append(line)
-    (HERE / f"core_{options.what}.md").write_text("\n".join(made) + "\n")
+    (TABLES / f"core_{options.what}.md").write_text("\n".join(made) + "\n")
 
 
 if __name__ == "__main__":
