@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from mmkit.core import contrastive_loss, linear_cross_entropy, sigmoid_loss
+from mmkit.core import contrastive_loss, linear_cross_entropy, retrieval_ranks, sigmoid_loss
+from mmkit.core.kernels import ranks as ranks_kernels
 
 
 def run(loss, *inputs):
@@ -49,6 +50,31 @@ def interpret() -> dict:
             found[f"{name}, {kind}"] = max(float((a - b).norm() / b.norm()) for a, b in zip(ours, expected))
     with torch.no_grad():
         found["sigmoid, no gradient"] = abs(float(sigmoid_loss(image, text, 20.0, -10.0, backend="triton") / sigmoid_loss(image, text, 20.0, -10.0) - 1))
+    return found | {f"ranks, {name}": float(share) for name, share in interpreted_ranks(draw).items()}
+
+
+def interpreted_ranks(draw) -> dict:
+    """The share of ranks that differ from plain PyTorch's in float64, and of queries that the kernel leaves to it, by case."""
+    queries, gallery = F.normalize(draw(37, 24), dim=1), F.normalize(draw(101, 24), dim=1)
+    owner, owners = torch.arange(37) % 30, torch.randint(33, (101,))
+    owners[:30] = torch.arange(30)  # each query has positives, most several, and some rows are nobody's
+    near = F.normalize(torch.ones(1, 24) + 1e-3 * gallery, dim=1)
+    near[60:] = near[:41]
+    whole, unsure = (torch.randint(-1, 2, (n, 3)).float() for n in (37, 101)), []
+    counts = ranks_kernels.counts
+
+    def watched(*given):
+        maybe, surely = counts(*given)
+        unsure.append(float((maybe > surely).double().mean()))
+        return maybe, surely
+
+    ranks_kernels.counts, found = watched, {}
+    for name, (x, y) in {"apart": (queries, gallery), "crowded, with ties": (F.normalize(torch.ones(1, 24) + 1e-3 * queries, dim=1), near), "whole numbers": whole}.items():
+        for kind in (torch.float32, torch.float16):
+            a, b = x.to(kind), y.to(kind)
+            expected = retrieval_ranks(a.double(), b.double(), owner, owners, backend="torch")
+            found[f"{name}, {kind}"] = (retrieval_ranks(a, b, owner, owners, backend="triton") != expected).double().mean()
+    assert unsure[0] < 0.2 < unsure[2] and len(set(expected.tolist())) > 5, ("the kernel decides what can be decided", unsure)
     return found
 
 
@@ -58,14 +84,15 @@ def compile_for_hopper() -> dict:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mmkit.core.kernels import contrastive, cross_entropy, sigmoid
+    from mmkit.core.kernels import contrastive, cross_entropy, ranks, sigmoid
 
     tile = {"D": 512, "BM": 128, "BN": 128, "BK": 64}
-    types = {"a": "*bf16", "b": "*bf16", "unit": "*fp32", "shift": "*fp32", "out": "*bf16", "n": "i32", "N": "i32", "V": "i32", "first": "i32", "lift": "fp32", "smoothing": "fp32", "target": "*i64", "slopes": "*bf16"}
+    types = {"a": "*bf16", "b": "*bf16", "unit": "*fp32", "shift": "*fp32", "out": "*bf16", "n": "i32", "N": "i32", "V": "i32", "first": "i32", "lift": "fp32", "smoothing": "fp32", "owner": "*i32", "owners": "*i32", "most": "*i32", "least": "*i32", "target": "*i64", "slopes": "*bf16"}
     kernels = {
         "contrastive sums": (contrastive.sums_kernel, {**tile, "GROUP": contrastive.GROUP}, 8),
         "contrastive slopes": (contrastive.slopes_kernel, tile, 8),
         "sigmoid": (sigmoid.sigmoid_kernel, {**tile, "WANTED": True}, 8),
+        "ranks": (ranks.counts_kernel, {**tile, "GROUP": ranks.GROUP}, 8),
         "cross entropy": (cross_entropy.rows_kernel, {"BLOCK": 4096}, 4),
     }
     found, tool = {}, Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

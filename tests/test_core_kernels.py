@@ -29,13 +29,13 @@ if HAS_TRITON:  # Triton has no package for every system
 
     def test_the_kernels_agree_with_plain_pytorch():
         found = told("interpret", TRITON_INTERPRET="1")
-        assert len(found) == 11
+        assert len(found) == 17
         for case, error in found.items():
-            assert error <= (2e-3 if "16" in case else 5e-5), (case, error)
+            assert error <= (0 if "ranks" in case else 2e-3 if "16" in case else 5e-5), (case, error)
 
     def test_the_kernels_compile_for_hopper_and_stay_in_registers(tmp_path):
         found = told("compile", TRITON_CACHE_DIR=str(tmp_path))
-        assert len(found) == 4
+        assert len(found) == 5
         for name, kernel in found.items():
             assert kernel["registers"] <= 255 and kernel["spilled"] == 0, (name, kernel)
             assert kernel["wgmma"] == (name != "cross entropy"), "products belong on the tensor cores"

@@ -91,6 +91,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def dots(x: Tensor, y: Tensor) -> Tensor:
+    """The dot product of each row of x with the same row of y, in float64: (n,). In strips, so that the wide copies stay small."""
+    strip = 256 if x.device.type == "cpu" else 8192
+    return torch.cat([(a.double() * b.double()).sum(1) for a, b in zip(x.split(strip), y.split(strip))])
+
+
 def scalar(value: Tensor | float, like: Tensor, name: str) -> Tensor:
     """`value` as a tensor without dimensions beside `like`. Raises ValueError when it holds more than one number."""
     if not isinstance(value, Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmkit.core.backend import choose, finite, first_derivatives, operator, pairs, scalar, wide
+from mmkit.core.backend import choose, dots, finite, first_derivatives, operator, pairs, scalar, wide
 from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, place, scattered, summed
 
 TILE = {"cpu": 1024, "cuda": 4096}  # large enough for matrix products, small enough for the last-level cache
@@ -70,7 +70,7 @@ class _InfoNCE(torch.autograd.Function):
         d_image.addcmul_(pull, text.to(d_image.dtype), value=-1)
         d_texts[own].addcmul_(pull, image.to(d_image.dtype), value=-1)
         unit = grad.double() * top.exp2() * (processes / (2 * len(positives)))
-        d_scale = torch.dot(image.to(d_image.dtype).flatten(), d_image.flatten()).double() * unit
+        d_scale = dots(image, d_image).sum() * unit
         step = (unit * scale.double()).to(d_image.dtype)
         d_text = scattered(d_texts, ctx.group)
         return d_image.mul_(step).to(image.dtype), d_text.mul_(step).to(text.dtype), d_scale.to(scale.dtype)
@@ -95,9 +95,7 @@ def contrastive_sums(image: Tensor, texts: Tensor, scale: Tensor, first: int, ba
         rows, columns = sums(image, texts, scale.double() / LN2, first)
     else:
         rows, columns = _torch_sums(image, texts, scale.double() / LN2, first, tile)
-    chunks = zip(image.split(256), texts[first : first + len(image)].split(256))
-    positive = torch.cat([(a.double() * b.double()).sum(1) for a, b in chunks]) * scale.double() / LN2
-    return rows, columns, positive
+    return rows, columns, dots(image, texts[first : first + len(image)]) * scale.double() / LN2
 
 
 @operator

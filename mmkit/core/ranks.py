@@ -24,17 +24,36 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_group: Tensor, galle
     if len(queries) != len(query_group) or len(gallery) != len(gallery_group):
         raise ValueError(f"shapes do not match: queries {tuple(queries.shape)} with {len(query_group)} groups, gallery {tuple(gallery.shape)} with {len(gallery_group)} groups")
     order = gallery_group.argsort(stable=True)
-    first, last = (torch.searchsorted(gallery_group[order], query_group.contiguous(), right=right) for right in (False, True))
+    ordered = gallery_group[order]
+    first, last = (torch.searchsorted(ordered, query_group.contiguous(), right=right) for right in (False, True))
     if bool((first == last).any()):
         raise ValueError(f"query {int((first == last).nonzero()[0])} has no positive in the gallery")
-    _plain("retrieval_ranks", queries, backend)
-    ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-    for part, scores, error in _scores(queries, gallery, chunk):
+
+    def positives(part: slice) -> tuple[Tensor, Tensor]:
         counts = last[part] - first[part]
         rows = torch.arange(len(counts), device=queries.device).repeat_interleave(counts)
-        place = torch.arange(len(rows), device=queries.device) - (counts.cumsum(0) - counts)[rows] + first[part][rows]
-        ranks[part] = _ranks(queries[part], gallery, scores, error, rows, order[place])
+        return rows, order[torch.arange(len(rows), device=queries.device) - (counts.cumsum(0) - counts)[rows] + first[part][rows]]
+
+    if choose(queries, backend).name == "triton":
+        ranks, unsure = _counted(queries, gallery, positives(slice(None)), first, torch.searchsorted(ordered, gallery_group.contiguous()))
+        if len(unsure):  # these go the way below
+            ranks[unsure] = retrieval_ranks(queries[unsure], gallery, query_group[unsure], gallery_group, chunk=chunk, backend="torch")
+        return ranks
+    ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
+    for part, scores, error in _scores(queries, gallery, chunk):
+        ranks[part] = _ranks(queries[part], gallery, scores, error, *positives(part))
     return ranks
+
+
+def _counted(queries: Tensor, gallery: Tensor, positives: tuple[Tensor, Tensor], owner: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks by the kernel, and the queries whose rank the rounding of its scores leaves open. owner, owners: numbers of the groups."""
+    from mmkit.core.kernels.ranks import counts
+
+    best = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+    best.scatter_reduce_(0, positives[0], _dots(queries, gallery, *positives), "amax")
+    error = 4 * _rounding(queries, gallery, torch.float32)[:, 0]  # tensor cores cut off where others round
+    maybe, surely = counts(queries, gallery, best - error, best + error, owner, owners)
+    return surely + 1, (maybe > surely).nonzero()[:, 0]
 
 
 def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -75,7 +94,9 @@ def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend:
     _check("topk", queries, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k={k} does not lie between 1 and the {len(gallery)} rows of the gallery")
-    _plain("topk", queries, backend)
+    if backend == "triton":
+        raise ValueError("topk has no Triton kernel; pass backend='auto' or 'torch'")
+    choose(queries, "torch" if backend == "auto" else backend)
     found = []
     for part, scores, error in _scores(queries, gallery, chunk):
         bar = scores.topk(k, 1).values[:, -1:] - 2 * error
@@ -99,26 +120,25 @@ def _check(name: str, queries: Tensor, gallery: Tensor) -> None:
         raise ValueError(f"{name} needs floating-point tensors of one type and device, got {queries.dtype} on {queries.device} and {gallery.dtype} on {gallery.device}")
 
 
-def _plain(name: str, queries: Tensor, backend: str) -> None:
-    """Refuse what is not plain PyTorch, since there is nothing else here yet."""
-    if backend == "triton":
-        raise ValueError(f"{name} has no Triton kernel; pass backend='auto' or 'torch'")
-    choose(queries, "torch" if backend == "auto" else backend)
-
-
 def _scores(queries: Tensor, gallery: Tensor, chunk: int):
     """Chunks of queries: (slice, scores, bound on their rounding error (chunk, 1)); `scores` is one buffer, used again."""
     kind = wide(queries.dtype)
+    error = _rounding(queries, gallery, kind)
     queries, gallery = queries.to(kind), gallery.to(kind)
-    # |computed - exact| <= D u |q| |g| (Higham, Accuracy and Stability, 3.1); twice that leaves room for the norms' own rounding
-    unit = torch.finfo(kind).eps * (queries.shape[1] + 2)
-    error = unit * queries.norm(dim=1, keepdim=True) * gallery.norm(dim=1).max()
-    if not bool(error.isfinite().all()):
-        raise ValueError("retrieval scores are not finite: the embeddings hold NaN or infinity")
     buffer = queries.new_empty(min(chunk, len(queries)), len(gallery))
     for start in range(0, len(queries), chunk):
         part = slice(start, min(start + chunk, len(queries)))
         yield part, torch.mm(queries[part], gallery.T, out=buffer[: part.stop - part.start]), error[part]
+
+
+def _rounding(queries: Tensor, gallery: Tensor, kind: torch.dtype) -> Tensor:
+    """Bound (Q, 1) on the rounding error of scores summed in `kind`. Raises ValueError when a norm is not finite."""
+    # |computed - exact| <= D u |q| |g| (Higham, Accuracy and Stability, 3.1); twice that leaves room for the norms' own rounding
+    unit = torch.finfo(kind).eps * (queries.shape[1] + 2)
+    error = unit * queries.norm(dim=1, keepdim=True, dtype=kind) * gallery.norm(dim=1, dtype=kind).max()
+    if not bool(error.isfinite().all()):
+        raise ValueError("retrieval scores are not finite: the embeddings hold NaN or infinity")
+    return error
 
 
 def _dots(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmkit.core.backend import choose, finite, first_derivatives, operator, pairs, scalar, wide
+from mmkit.core.backend import choose, dots, finite, first_derivatives, operator, pairs, scalar, wide
 from mmkit.core.contrastive import SLAB, TILE, tiles
 from mmkit.core.distributed import gathered, place, scattered, summed
 
@@ -62,15 +62,14 @@ def sigmoid_pass(
     else:
         loss, slope, d_image, d_texts = _torch_products(image, texts, scale, bias, first, wanted, tile)
     own = texts[first : first + len(image)]
-    positive = torch.cat([(a.double() * b.double()).sum(1) for a, b in zip(image.split(256), own.split(256))]) * scale + bias
+    positive = dots(image, own) * scale + bias
     loss = torch.where(positive.isfinite().all(), loss + torch.logaddexp(-positive, torch.zeros_like(positive)).sum(), torch.nan)
     if not wanted:
         return loss, *(image.new_empty(0, dtype=kind) for _ in range(4))
     pull = torch.sigmoid(-positive)
     d_image.addcmul_(pull.to(kind)[:, None], own.to(kind), value=-1)
     d_texts[first : first + len(image)].addcmul_(pull.to(kind)[:, None], image.to(kind), value=-1)
-    d_scale = torch.dot(image.to(kind).flatten(), d_image.flatten()).double()
-    return loss, d_image, d_texts, d_scale, slope - pull.sum()
+    return loss, d_image, d_texts, dots(image, d_image).sum(), slope - pull.sum()
 
 
 @sigmoid_pass

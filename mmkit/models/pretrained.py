@@ -68,11 +68,15 @@ class EfficientNetLite0(nn.Module):
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-        maps = self.body.forward_features(x)
+        maps = self.maps(x)
         if self.flip:
-            maps = (maps + self.body.forward_features(x.flip(-1)).flip(-1)) / 2
+            maps = (maps + self.maps(x.flip(-1)).flip(-1)) / 2
         tokens = maps.flatten(2).transpose(1, 2)
         return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), tokens.mean(1))
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(B, 1280, S / 32, S / 32) of scaled pixels (B, 3, S, S); `fast.quick` puts something faster in its place."""
+        return self.body.forward_features(x)
 
 
 def _efficientnet(weights: Weights) -> nn.Module:

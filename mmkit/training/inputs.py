@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmkit.data import PairedDataset
 from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded
+from mmkit.models.fast import quick
 
 
 _ids: WeakKeyDictionary[PairedDataset, dict] = WeakKeyDictionary()
@@ -95,25 +96,26 @@ class Inputs:
 
 
 def _to(features: Encoded, device: torch.device) -> Encoded:
-    return Encoded(*(part.to(device) for part in features))
+    return Encoded(*(part.to(device, torch.float32 if part.is_floating_point() else None) for part in features))
 
 
 @torch.inference_mode()
-def encode_all(encoder: nn.Module, count: int, take: Callable[[Tensor], Tensor], *, tokens: bool, batch: int | None = None) -> Encoded:
-    """`encoder` over `count` inputs, in order, on the CPU afterwards. Without `tokens` only the summaries are kept.
+def encode_all(encoder: nn.Module, count: int, take: Callable[[Tensor], Tensor], *, tokens: bool, half: bool = False, batch: int | None = None) -> Encoded:
+    """`encoder` over `count` inputs, in order, on the CPU afterwards. Without `tokens` only the summaries are kept; `half`: tokens are kept in half precision.
 
     batch: None takes 16 on a CPU, where a small batch stays in its caches, and 256 elsewhere. Raises MmkitError when a feature is
     not finite, saying which."""
     encoder.eval()
     batch = batch or (16 if next(encoder.parameters()).device.type == "cpu" else 256)
     parts = []
-    for start in range(0, count, batch):
-        out = encoder(take(torch.arange(start, min(start + batch, count))))
-        if not torch.isfinite(out.summary).all():
-            where = start + int((~torch.isfinite(out.summary)).any(1).nonzero()[0])
-            raise MmkitError(f"the features of input {where} of {count} are not finite (encoder {type(encoder).__name__}): look for damage in that input or NaN in the weights")
-        kept = out if tokens else Encoded(out.tokens[:, :0], out.mask[:, :0], out.summary)
-        parts.append(Encoded(*(part.cpu() for part in kept)))
+    with quick(encoder, count):
+        for start in range(0, count, batch):
+            out = encoder(take(torch.arange(start, min(start + batch, count))))
+            if not torch.isfinite(out.summary).all():
+                where = start + int((~torch.isfinite(out.summary)).any(1).nonzero()[0])
+                raise MmkitError(f"the features of input {where} of {count} are not finite (encoder {type(encoder).__name__}): look for damage in that input or NaN in the weights")
+            kept = Encoded(out.tokens.half() if half else out.tokens, out.mask, out.summary) if tokens else Encoded(out.tokens[:, :0], out.mask[:, :0], out.summary)
+            parts.append(Encoded(*(part.cpu() for part in kept)))
     width = max(part.tokens.shape[1] for part in parts)
     pad = lambda x: x if x.shape[1] == width else torch.cat([x, x.new_zeros(len(x), width - x.shape[1], *x.shape[2:])], 1)  # noqa: E731
     return Encoded(torch.cat([pad(p.tokens) for p in parts]), torch.cat([pad(p.mask) for p in parts]), torch.cat([p.summary for p in parts]))
