@@ -11,6 +11,7 @@ _WHERE = {
     "add": "local",
     "cached": "cache",
     "load": "dataset",
+    "read_dicom": "dicom",
     "read_image": "images",
     "split_by_hash": "splits",
 }

@@ -8,6 +8,8 @@ from PIL import Image, ImageOps
 
 from mmkit.errors import MmkitError
 
+DICOM = (".dcm", ".dicom")
+
 
 class DamagedImage(Exception):
     """A file that is not a whole image; its text is the reason."""
@@ -20,22 +22,31 @@ def require_size(size: int) -> None:
 
 
 def read_image(path: Path, *, size: int | None = None) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, upright by its EXIF tag, transparency on white, 16-bit grey scaled to 8.
+    """An image file as (H, W, 3) uint8 RGB: grey in all channels, upright by its EXIF tag, transparency on white, 16-bit grey scaled to 8; DICOM by `read_dicom`.
 
     size: squash to (size, size), without keeping the aspect ratio, so that nothing at the border is lost; None keeps the size.
     Raises DamagedImage for a truncated file, a file that is no image, and one beyond Pillow's size limit.
     """
+    if Path(path).suffix.lower() in DICOM:
+        from mmkit.data.dicom import read_dicom
+
+        image = Image.fromarray(read_dicom(path))
+    else:
+        image = _opened(path)
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=None)
+    return np.asarray(image)
+
+
+def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                image = _rgb(ImageOps.exif_transpose(image))
+                return _rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DamagedImage(str(error).replace(str(path), Path(path).name)) from error
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=None)
-    return np.asarray(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mmkit.data.folders import data_root, file_hash, require_space
-from mmkit.data.images import DamagedImage, read_image, require_size
+from mmkit.data.images import DICOM, DamagedImage, read_image, require_size
 from mmkit.data.prepared import about, making
 from mmkit.data.progress import progress
 from mmkit.data.recipe import recipe_names
@@ -20,7 +20,7 @@ from mmkit.data.splits import split_by_hash
 from mmkit.data.writer import POOLS, Writer, some
 from mmkit.errors import MmkitError, unknown
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {*DICOM, ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 OPTIONAL = ("group", "split", "language")
 SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def making(name: str, *, folder: str | None = None) -> Iterator[Path]:
 
 
 def _make(recipe: Recipe, settings: dict[str, Knob], folder: Path) -> dict:
-    with Sources(recipe) as sources:
+    needed = tuple(file for file in recipe.files if file.only.items() <= settings.items())
+    with Sources(replace(recipe, files=needed)) as sources:
         sources.resolve()
         writer = Writer(folder)
         try:

@@ -28,6 +28,7 @@ class File:
     mirror: path inside `$MMKIT_MIRROR` of the same file, or of a folder with what the archive holds.
     unpack: an archive (zip or tar); `prepare` gets the folder it was unpacked to.
     optional: the set can be prepared without it; that it was not to be had is then reported on the card.
+    only: knobs for whose values alone it is needed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class File:
     mirror: str | None = None
     unpack: bool = False
     optional: bool = False
+    only: dict[str, Knob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,58 @@
-"""Recall at K and median rank, both directions, several captions an image."""
+"""Recall at K, median rank and mean average precision, both directions, several captions an image.
 
+Legend: N images, M captions, D width; caption j, a row of text (M, D), describes image owner[j], a row of image (N, D). clusters (N,): which images belong
+together, by default each by itself; an item's cluster is that of its image. What ties with the right one counts as placed before it.
+"""
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmkit.core import retrieval_ranks
+from mmkit.errors import MmkitError
 from mmkit.metrics.score import Score
 
 KS = (1, 5, 10)
 
 
-def retrieval_scores(image: Tensor, text: Tensor, owner: Tensor, *, ks: tuple[int, ...] = KS) -> dict[str, Score]:
+def retrieval_scores(image: Tensor, text: Tensor, owner: Tensor, *, ks: tuple[int, ...] = KS, clusters: np.ndarray | None = None) -> dict[str, Score]:
     """Scores of image-to-text (`i2t`) and text-to-image (`t2i`) search, and `recall@1`, the mean of both directions' R@1 an image.
 
-    image (N, D), text (M, D), owner (M,): text j describes image owner[j]. An image's rank is that of its best-placed caption,
-    as in the field's protocol (Karpathy & Fei-Fei, arXiv 1412.2306). The cluster of every item is its image.
+    An image's rank is that of its best-placed caption, as in the field's protocol (Karpathy & Fei-Fei, arXiv 1412.2306).
+    Raises MmkitError for an owner that is no image, ValueError (of `core`) for an image without a caption.
     """
-    rows = torch.arange(len(image))
+    rows, groups = torch.arange(len(image)), _groups(image, owner, clusters)
     ranks = {"i2t": retrieval_ranks(image, text, rows, owner), "t2i": retrieval_ranks(text, image, owner, rows)}
-    clusters = {"i2t": rows, "t2i": owner}
     scores = {}
     for way, rank in ranks.items():
         for k in ks:
-            scores[f"{way}/recall@{k}"] = Score((rank <= k).double().numpy(), clusters[way].numpy())
-        scores[f"{way}/median_rank"] = Score(rank.double().numpy(), clusters[way].numpy(), aggregate="median", higher_is_better=False)
-    hits = (ranks["t2i"] <= 1).double()
-    per_image = torch.zeros(len(image), dtype=torch.float64).index_add_(0, owner, hits) / torch.bincount(owner, minlength=len(image))
-    scores["recall@1"] = Score(((ranks["i2t"] <= 1).double() + per_image).numpy() / 2, rows.numpy())
+            scores[f"{way}/recall@{k}"] = Score((rank <= k).double().numpy(), groups[way])
+        scores[f"{way}/median_rank"] = Score(rank.double().numpy(), groups[way], aggregate="median", higher_is_better=False)
+    per_image = _by_image((ranks["t2i"] <= 1).double(), owner, len(image))
+    scores["recall@1"] = Score(((ranks["i2t"] <= 1).double() + per_image).numpy() / 2, groups["i2t"])
     return scores
+
+
+def mean_average_precision(image: Tensor, text: Tensor, owner: Tensor, *, clusters: np.ndarray | None = None) -> dict[str, Score]:
+    """`i2t/map` and `t2i/map`: of each query the mean, over what it should find, of the share of right ones among all that score as high or higher.
+
+    With ties, too, what scikit-learn's `average_precision_score` gives for each query. Raises as `retrieval_scores`."""
+    groups, rows = _groups(image, owner, clusters), torch.arange(len(text))
+    place = torch.cat([retrieval_ranks(image[owner[part]], text, part, rows) for part in rows.split(4096)])  # of each caption among all, for its image
+    first = owner * (len(text) + 1)
+    ordered = (first + place).sort().values
+    right = torch.searchsorted(ordered, first + place, right=True) - torch.searchsorted(ordered, first)  # captions of the same image placed so far
+    t2i = 1 / retrieval_ranks(text, image, owner, torch.arange(len(image))).double()
+    return {"i2t/map": Score(_by_image(right / place.double(), owner, len(image)).numpy(), groups["i2t"]), "t2i/map": Score(t2i.numpy(), groups["t2i"])}
+
+
+def _groups(image: Tensor, owner: Tensor, clusters: np.ndarray | None) -> dict[str, np.ndarray]:
+    if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(image):
+        raise MmkitError(f"a caption belongs to image {int(owner.max())} or {int(owner.min())}, and there are {len(image)}: number owners from 0 in the order of the images")
+    clusters = np.arange(len(image)) if clusters is None else np.asarray(clusters)
+    return {"i2t": clusters, "t2i": clusters[owner.numpy()]}
+
+
+def _by_image(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """The mean over each image's captions, (N,)."""
+    return torch.zeros(count, dtype=torch.float64).index_add_(0, owner, values) / torch.bincount(owner, minlength=count)
