@@ -50,7 +50,8 @@ def test_conda_and_pip_install_the_same():
 
 def test_every_import_of_the_package_is_a_requirement():
     needed = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn", "jupyter_client": "jupyter-client", "IPython": "ipykernel", "triton": "torch"}
-    names = {re.match(r"[\w-]+", entry)[0] for entry in PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["labs"]}
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    names = {re.match(r"[\w-]+", entry)[0] for entry in PYPROJECT["project"]["dependencies"] + extras["labs"] + extras["fast"] + extras["dask"]}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
@@ -85,7 +86,7 @@ def test_a_room_imports_only_from_floors_below(path):
 def test_the_package_and_its_files_stay_small():
     lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
     assert not {str(path): lines for path, lines in lengths.items() if lines > 400}
-    assert sum(lines for path, lines in lengths.items() if path.is_relative_to(ROOT / "mmkit")) <= 7_700  # DESIGN.md planned about 6,000, before the core had three backends
+    assert sum(lines for path, lines in lengths.items() if path.is_relative_to(ROOT / "mmkit")) <= 9_600  # DESIGN.md planned about 6,000; the core has three backends, and three case studies bring a task with its metrics each
     long = [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         for path in SOURCES

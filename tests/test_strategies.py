@@ -14,6 +14,7 @@ from mmkit.errors import MmkitError
 from mmkit.models import CNN, PRETRAINED, TextTransformer
 from mmkit.models.pretrained import pretrained
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, fit, pairs
+from mmkit.strategies.balance import Modulated, blend_weights, own_heads
 from mmkit.strategies.encoders import fresh, tokenizer
 from mmkit.strategies.tuned import TABLE, learning_rate, table, tune
 from mmkit.strategies.unimodal import MaskedLanguageModel, Reconstruction, image_objective, pretrain
@@ -486,3 +487,65 @@ def test_tuning_looks_at_validation_alone(monkeypatch, scenes):
     found = tune(Answering(scenes), budget=BUDGET, seed=1000, arms=["scratch", "frozen"])
     assert found == {arm: {lr: -lr for lr in grid} for arm in ("scratch", "frozen")}, "the same grid for every arm"
     assert {evaluate for *_, evaluate in asked} == {("val",)} and len(asked) == 2 * len(grid)
+
+
+# ---------------------------------------------------------------------------------------------- modalities in balance
+
+
+def test_blend_weights_are_gain_over_overfitting_squared():
+    chance = np.log(4)
+    losses = {"joint": (0.1, 0.5), "image": (0.2, 0.4), "text": (0.9, chance + 0.2)}
+    wanted = np.array([(chance - 0.5) / 0.4**2, (chance - 0.4) / 0.2**2, 0.0])
+    assert np.allclose(list(blend_weights(losses, 4).values()), wanted / wanted.sum())
+    assert blend_weights({"joint": (1.0, 2.0), "image": (1.0, 9.0)}, 2) == {"joint": 0.5, "image": 0.5}, "nothing gained anywhere: nothing to choose by"
+    assert sum(blend_weights({"joint": (0.5, 0.5), "image": (0.6, 0.5)}, 4).values()) == pytest.approx(1), "no overfitting is no division by zero"
+
+
+def test_grad_blend_measures_first_and_pays_for_it(told):
+    run = fit("grad_blend", told, budget=Budget(192, 8), seed=0, encoders=QUICK, lr=6e-3)
+    weights = run.settings["weights"]
+    assert weights["text"] > 10 * weights["image"] and sum(weights.values()) == pytest.approx(1), "the image tells nothing here"
+    assert {"measure joint/joint", "measure image/joint", "measure text/joint", "joint"} == set(run.cost.phases)
+    assert run.cost.flops > 2.5 * run.cost.phases["joint"].flops
+    json.dumps(run.settings)
+
+
+def test_modulation_holds_the_leading_encoder_back_and_adds_noise_of_its_size(told):
+    words = tokenizer(told.dataset, QUICK, language="en")
+    inputs = Inputs.of(told.dataset, words, role=told.role)
+    model = told.build(*fresh(QUICK, len(words), seed=0, start="random"), seed=0)
+    model.own_heads = own_heads(model, told, seed=0)
+    objective = Modulated(told, model, inputs, stream(0, "texts"), {})
+    rows = told.rows("train")[:32]
+    with torch.no_grad():  # a head that knows the answers from the text: the text leads
+        summary = model.text(inputs.text(inputs.one_text(rows))).summary
+        target = F.one_hot(told.target[rows], 4).float() * 8
+        model.own_heads["text"].weight.copy_(torch.linalg.lstsq(summary, target).solution.T)
+    objective(rows).backward()
+    assert objective.kept["image"] == 1 and objective.kept["text"] < 0.4
+    lead, other = model.text.words.weight.grad.clone(), model.image.to_summary.weight.grad.clone()
+    assert model.own_heads["image"].weight.grad.abs().sum() > 0
+    objective.adjust()
+    for changed, before, kept in ((model.text.words.weight.grad, lead, objective.kept["text"]), (model.image.to_summary.weight.grad, other, 1.0)):
+        noise = changed - kept * before
+        assert float(noise.std() / before.std()) == pytest.approx(1, rel=0.1) and abs(float(noise.mean() / before.std())) < 0.1
+
+
+def test_heads_that_only_measure_send_no_gradient_to_the_encoders(told):
+    words = tokenizer(told.dataset, QUICK, language="en")
+    inputs = Inputs.of(told.dataset, words, role=told.role)
+    rows = told.rows("train")[:32]
+    gradients = {}
+    for name in ("joint alone", "modulated"):
+        model = told.build(*fresh(QUICK, len(words), seed=0, start="random"), seed=0)
+        model.own_heads = own_heads(model, told, seed=0)
+        loss = told.loss(model, inputs, rows, stream(0, "texts")) if name == "joint alone" else Modulated(told, model, inputs, stream(0, "texts"), {})(rows)
+        loss.backward()
+        gradients[name] = model.text.words.weight.grad
+    assert torch.allclose(*gradients.values(), atol=1e-7)
+
+
+def test_balancing_is_not_defined_where_a_modality_alone_has_no_loss(scenes):
+    for name in ("ogm_ge", "grad_blend", "joint_plus_unimodal"):
+        with pytest.raises(MmkitError, match=f"'{name}' is not defined for retrieval: a modality alone has no loss there"):
+            fit(name, Retrieval(scenes), budget=BUDGET, seed=0, encoders=QUICK)

@@ -1,6 +1,6 @@
 """Text: a word tokenizer that is built from a corpus, and two small encoders over its ids."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -13,15 +13,15 @@ PAD, UNKNOWN, MASK = 0, 1, 2
 
 
 class WordTokenizer:
-    """Lower-cased words and punctuation to ids; 0 pads, 1 is unknown, 2 masks."""
+    """Lower-cased words and punctuation to ids; 0 pads, 1 is unknown, 2 masks. split: another way to make words of a text."""
 
-    def __init__(self, corpus: Iterable[str], *, max_words: int = 8000, length: int = 32, min_count: int = 1):
-        self.length = length
+    def __init__(self, corpus: Iterable[str], *, max_words: int = 8000, length: int = 32, min_count: int = 1, split: Callable[[str], list[str]] | None = None):
+        self.length, self.split = length, split
         self._tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         self._tokenizer.normalizer = normalizers.Lowercase()
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        self._tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if split else pre_tokenizers.Whitespace()
         trainer = trainers.WordLevelTrainer(vocab_size=max_words, min_frequency=min_count, special_tokens=["[PAD]", "[UNK]", "[MASK]"], show_progress=False)
-        self._tokenizer.train_from_iterator(corpus, trainer)
+        self._tokenizer.train_from_iterator(self._texts(corpus), trainer)
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(pad_id=PAD)
         if len(self) <= 3:
@@ -32,7 +32,10 @@ class WordTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids, L the longest of these texts."""
-        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.int64)
+        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(self._texts(texts))], dtype=torch.int64)
+
+    def _texts(self, texts: Iterable[str]) -> list[str]:
+        return [" ".join(self.split(text)) for text in texts] if self.split else list(texts)
 
     def words(self, ids: Iterable[int]) -> list[str]:
         return [self._tokenizer.id_to_token(int(i)) for i in ids]

@@ -3,6 +3,6 @@
 from mmkit.strategies.arms import ARMS, DERIVED, EVERYTHING, Arm, Stage
 from mmkit.strategies.encoders import Encoders
 from mmkit.strategies.fit import fit, pairs
-from mmkit.strategies.run import Budget, Run
+from mmkit.strategies.run import Budget, Run, interpolate
 
-__all__ = ["ARMS", "DERIVED", "EVERYTHING", "Arm", "Budget", "Encoders", "Run", "Stage", "fit", "pairs"]
+__all__ = ["ARMS", "DERIVED", "EVERYTHING", "Arm", "Budget", "Encoders", "Run", "Stage", "fit", "interpolate", "pairs"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ from mmkit.errors import MmkitError, unknown
 from mmkit.models import CNN, GRU, PRETRAINED, TextTransformer, ViT, WordTokenizer, pretrained
 from mmkit.models.encoded import Encoded
 from mmkit.models.pretrained import EfficientNetLite0
+from mmkit.strategies.arms import ARMS
 from mmkit.strategies.unimodal import image_objective, pretrain, text_objective
 from mmkit.training import Inputs, Phase, encode_all, flops_of, seeded
 
@@ -26,12 +28,14 @@ TEXT = {"transformer": TextTransformer, "gru": GRU}
 class Encoders:
     """Which encoders an arm uses. image, text: a small one (`cnn`, `vit`; `transformer`, `gru`) or a real one of `PRETRAINED`.
 
-    size: pixels a side given to the image encoder. flip: a real image encoder sees each photo and its mirror image. epochs: passes over the pools in pretraining; batch, lr: its other settings."""
+    size: pixels a side given to the image encoder. flip: a real image encoder sees each photo and its mirror image. length: how many word pieces of a text a real text encoder reads.
+    epochs: passes over the pools in pretraining; batch, lr: its other settings."""
 
     image: str = "cnn"
     text: str = "transformer"
     size: int = 32
     flip: bool = False
+    length: int = 40
     epochs: int = 2
     batch: int = 64
     lr: float = 2e-3
@@ -54,7 +58,8 @@ class Encoders:
         from given weights, and small ones on 64 pixels where it trains its own. Encoders that are fine-tuned see smaller photos, for time."""
         if dataset.images.shape[1] < 96:
             return cls()
-        if arm in ("frozen", "holistic", "lp_ft"):
+        plan = ARMS.get(arm)
+        if plan and plan.start == "pretrained" and not plan.random and arm != "component":
             return cls(image="efficientnet_lite0", text="minilm", size=192 if arm == "frozen" else 128, flip=arm == "frozen")
         return cls(size=64)
 
@@ -67,11 +72,11 @@ class Encoders:
 def tokenizer(dataset: PairedDataset, encoders: Encoders, *, language: str):
     """The words of the unpaired texts (the training texts of a set without a pool), of every role; evaluation texts add nothing. A real
     text encoder brings its own."""
-    return _real(encoders.text).tokenizer if encoders.real else _words(dataset, language)
+    return _real(encoders.text, length=encoders.length).tokenizer if encoders.real else _words(dataset, language)
 
 
 _tokenizers: dict[tuple[str, str], WordTokenizer] = {}
-_pool_ids: dict[tuple[str, str], Tensor] = {}
+_pool_ids: dict[tuple, Tensor] = {}
 
 
 def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
@@ -83,30 +88,32 @@ def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
     return _tokenizers[key]
 
 
-def pool_texts(dataset: PairedDataset, words: WordTokenizer, *, language: str) -> Tensor:
-    """(N, L) ids of the unpaired texts, of every role; a set without a pool lends its training texts. Made once a data set."""
-    key = (dataset.content, language)
+def pool_texts(dataset: PairedDataset, words: WordTokenizer, *, language: str, role: str | None = None) -> Tensor:
+    """(N, L) ids of the unpaired texts, of one role or every; a set without a pool lends its training texts. Made once a data set."""
+    key = (dataset.content, language, role, words)
     if key not in _pool_ids:
         rows = dataset.rows("pool_text" if "pool_text" in dataset.splits else "train")
-        _pool_ids[key] = words([text for role in sorted(dataset.texts["role"].unique()) for text in dataset.texts_of(rows, role=role, language=language)[0]])
+        _pool_ids[key] = words([text for kind in ([role] if role else sorted(dataset.texts["role"].unique())) for text in dataset.texts_of(rows, role=kind, language=language)[0]])
     return _pool_ids[key]
 
 
 @cache
-def _real(name: str) -> nn.Module:
-    return pretrained(name)
+def _real(name: str, **settings) -> nn.Module:
+    body = pretrained(name)
+    vars(body).update(settings)
+    return body
 
 
-def fresh(encoders: Encoders, words: int, *, seed: int, start: str) -> tuple[nn.Module, nn.Module]:
-    """Both encoders before any training of this run: random ones from the seed's own streams, or real ones."""
+def fresh(encoders: Encoders, words: int, *, seed: int, start: str, text: Callable[[int], nn.Module] | None = None) -> tuple[nn.Module, nn.Module]:
+    """Both encoders before any training of this run: random ones from the seed's own streams, or real ones. text: what makes a task's own text part."""
     if encoders.real:
         if start == "random":
             raise MmkitError(f"arms that start from random encoders train small ones here: leave image={encoders.image!r} and text={encoders.text!r} out, or take frozen, holistic or lp_ft")
         body = deepcopy(_real(encoders.image))
         if isinstance(body, EfficientNetLite0):
             body.size, body.flip = max(encoders.size, 96), encoders.flip
-        return body, deepcopy(_real(encoders.text))
-    return seeded(seed, "image", IMAGE[encoders.image], size=encoders.size), seeded(seed, "text", TEXT[encoders.text], words)
+        return body, seeded(seed, "text", text, words) if text else deepcopy(_real(encoders.text, length=encoders.length))
+    return seeded(seed, "image", IMAGE[encoders.image], size=encoders.size), seeded(seed, "text", text or TEXT[encoders.text], words)
 
 
 def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text: nn.Module, encoders: Encoders, *, vocabulary: int, language: str, seed: int, device: torch.device) -> dict[str, Phase]:
@@ -117,6 +124,8 @@ def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text:
     rows, texts = pool("pool_image"), ids
     about = {"what": "self-supervised encoders", "version": 1, "seed": seed, "encoders": asdict(encoders), "language": language, "vocabulary": vocabulary,
              "images": _fingerprint(dataset.pixels(rows.numpy())), "texts": _fingerprint(texts)}
+    if hasattr(text, "remember"):
+        about["decoder"] = {"text": repr(text), "length": text.length}
 
     def compute() -> dict[str, Tensor]:
         phases = {}
@@ -131,8 +140,8 @@ def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text:
     return {f"pretrain_{name}": Phase(*(kind(v) for kind, v in zip((float, float, int, int), kept[f"cost/{name}"].tolist()))) for name in ("image", "text")}
 
 
-def features(inputs: Inputs, image: nn.Module, text: nn.Module, *, rows: Tensor, learnt: Tensor, tokens: bool, key: dict) -> tuple[Inputs, Phase]:
-    """`inputs` with frozen encoders' features of `rows` in place of pixels and ids, kept in the cache under `key`.
+def features(inputs: Inputs, image: nn.Module, text: nn.Module | None, *, rows: Tensor, learnt: Tensor, tokens: bool, key: dict) -> tuple[Inputs, Phase]:
+    """`inputs` with frozen encoders' features of `rows` in place of pixels and, where there is a text encoder, ids, kept in the cache under `key`.
 
     The phase is what encoding `learnt`, the rows that are trained on, cost; the others are for evaluation, which no arm pays for."""
     dataset, device = inputs.dataset, inputs.device
@@ -145,11 +154,15 @@ def features(inputs: Inputs, image: nn.Module, text: nn.Module, *, rows: Tensor,
     def read(part: Tensor) -> Tensor:
         return _cut(inputs.ids[texts[part]]).to(device)
 
+    sides = {"image": (image, see, rows), "text": (text, read, texts)}
+    sides = {side: part for side, part in sides.items() if part[0] is not None}
+
     def compute() -> dict[str, Tensor]:
         named, cost = {}, []
-        for side, encoder, take, count in (("image", image, see, len(rows)), ("text", text, read, len(texts))):
+        for side, (encoder, take, index) in sides.items():
+            count = len(index)
             started = time.perf_counter()
-            named |= {f"{side}/{name}": value for name, value in encode_all(encoder, count, take, tokens=tokens)._asdict().items()}
+            named |= {f"{side}/{name}": value for name, value in encode_all(encoder, count, take, tokens=tokens, half=tokens)._asdict().items()}
             seconds = time.perf_counter() - started
             sample = torch.arange(count)[:: max(1, count // 8)].split(1)
             with torch.inference_mode():
@@ -158,9 +171,10 @@ def features(inputs: Inputs, image: nn.Module, text: nn.Module, *, rows: Tensor,
         return {**named, "cost": torch.tensor(cost, dtype=torch.float64)}
 
     kept = cached(key, compute)
-    flops, seconds = (torch.tensor([len(learnt), len(inputs.all_texts(learnt)[0])], dtype=torch.float64) @ kept["cost"]).tolist()
+    flops, seconds = (torch.tensor([len(learnt), len(inputs.all_texts(learnt)[0])][: len(sides)], dtype=torch.float64) @ kept["cost"]).tolist()
     given = {}
-    for side, index, count in (("image", rows, len(dataset)), ("text", texts, len(inputs.ids))):
+    for side, (_, _, index) in sides.items():
+        count = len(dataset) if side == "image" else len(inputs.ids)
         position = torch.full((count,), count)  # beyond the end: a row that was not encoded cannot be asked for
         position[index] = torch.arange(len(index))
         given |= {f"{side}_features": Encoded(*(kept[f"{side}/{part}"] for part in Encoded._fields)), f"{side}_position": position}

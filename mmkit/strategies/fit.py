@@ -1,21 +1,24 @@
 """One arm, trained once with one seed: `fit`."""
 
 import hashlib
+import time
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmkit.errors import MmkitError
 from mmkit.models import Average
 from mmkit.strategies.arms import DERIVED, Arm, Stage, arm
+from mmkit.strategies.balance import Blended, Modulated, blend_weights, end_losses, own_heads
 from mmkit.strategies.encoders import Encoders, features, fresh, pool_texts, self_supervised, tokenizer
-from mmkit.strategies.run import Budget, Run
+from mmkit.strategies.run import Budget, Run, interpolate
 from mmkit.strategies.tuned import learning_rate
-from mmkit.training import Cost, Inputs, batches, choose, device, flops_of, forget_peak, peak_bytes, seeded, stream, train
+from mmkit.training import Cost, Inputs, Phase, batches, choose, device, flops_of, forget_peak, peak_bytes, seeded, stream, train
 
 BATCH = 64
+MEASURED = {"joint": "scratch", "image": "image_only", "text": "text_only"}  # what Gradient-Blending trains first
 
 
 def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Encoders(), lr: float | None = None, batch: int = BATCH, evaluate: tuple[str, ...] | None = None) -> Run:
@@ -30,9 +33,13 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
     plan = arm(name)
     if plan.single and plan.single not in task.modalities:
         raise MmkitError(f"{name!r} is not defined for {task.name}: a single modality has nothing to be compared with")
-    lr = learning_rate(task.name, name, real=encoders.real) if lr is None else lr
+    if plan.own_losses and not task.modalities:
+        raise MmkitError(f"{name!r} is not defined for {task.name}: a modality alone has no loss there")
+    if any(stage.mined for stage in plan.stages) and not hasattr(task, "mined"):
+        raise MmkitError(f"{name!r} is not defined for {task.name}: negatives are mined where a batch is ranked, in retrieval")
+    lr = learning_rate(getattr(task, "tuned_as", task.name), name, real=encoders.real) if lr is None else lr
     rows = pairs(task, budget.pairs, seed)
-    words = tokenizer(task.dataset, encoders, language=task.language)
+    words = getattr(task, "words", None) or tokenizer(task.dataset, encoders, language=task.language)
     inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
     splits = {split: task.rows(split) for split in _evaluated(task, evaluate)}
     validation = task.rows("val")
@@ -43,17 +50,22 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
     learn = inputs.shuffled(rows, stream(seed, "shuffle")) if plan.shuffled else inputs
 
     given = _given(plan, task, encoders, model, learn, rows, validation, splits, seed=seed, cost=cost)
+    weights = dict.fromkeys(("joint", *task.modalities), 1.0)
+    if plan.own_losses == "blended":
+        weights, measured = _measured(task, inputs, rows, validation, budget=budget, seed=seed, encoders=encoders, batch=batch)
+        cost.phases |= measured
     stages = _lengths(plan, budget, len(rows), min(batch, len(rows)))
     if budget.flops is not None:
         stages = _stretch(stages, budget.flops - cost.flops, lambda stage: _step_flops(model, task, given[stage.name], rows[:batch], stage))
-    history = _train(plan, task, model, given, stages, batches(rows, batch, stream(seed, "order")), validation, seed=seed, lr=lr, cost=cost)
+    history, ends = _train(plan, task, model, given, stages, rows, min(batch, len(rows)), validation, seed=seed, lr=lr, still=encoders.real, cost=cost, weights=weights)
     cost.peak_bytes, cost.parameters_total = peak_bytes(), sum(p.numel() for p in model.parameters())
 
     seen = replace(given[plan.stages[-1].name], partner=None)
     scores = _scores(task, model, seen, splits, blank=plan.blank is None and plan.single is None)
-    kept = max(entry["validation"] for entry in history if entry["where"] == history[-1]["where"])
-    settings = {**task.settings(), **encoders.describe(plan.start), "lr": lr, "batch": batch, "epochs": budget.epochs, "validation": kept}
-    return Run(name, task.name, task.dataset.name, task.dataset.content, seed, budget, settings, scores, cost, history, model.eval())
+    kept = max(entry["validation"] for entry in history if entry["where"] == history[-1]["where"]) if plan.mix is None else task.scores(model, seen, validation)[task.metric].value
+    settings = {**encoders.describe(plan.start), **task.settings(), "lr": lr, "batch": batch, "epochs": budget.epochs, "validation": kept}
+    settings |= {"weights": weights} if plan.own_losses == "blended" else {}
+    return Run(name, task.name, task.dataset.name, task.dataset.content, seed, budget, settings, scores, cost, history, model.eval(), ends)
 
 
 def _given(plan: Arm, task, encoders: Encoders, model: nn.Module, learn: Inputs, rows: Tensor, validation: Tensor, splits: dict[str, Tensor], *, seed: int, cost: Cost) -> dict[str, Inputs]:
@@ -71,20 +83,48 @@ def _given(plan: Arm, task, encoders: Encoders, model: nn.Module, learn: Inputs,
     return given
 
 
-def _train(plan: Arm, task, model: nn.Module, given: dict[str, Inputs], stages: list[tuple[Stage, int]], order, validation: Tensor, *, seed: int, lr: float, cost: Cost) -> list[dict]:
-    """Train the stages one after another, add each to the cost and return the history. Every arm of a seed meets the same batches and texts."""
-    history, drawn = [], stream(seed, "texts")
+def _train(plan: Arm, task, model: nn.Module, given: dict[str, Inputs], stages: list[tuple[Stage, int]], rows: Tensor, batch: int, validation: Tensor,
+           *, seed: int, lr: float, still: bool, cost: Cost, weights: dict[str, float]) -> tuple[list[dict], tuple]:
+    """Train the stages one after another, add each to the cost and return the history. Every arm of a seed meets the same batches and texts.
+
+    still: a locked encoder's dropout and statistics rest, too. Besides the history: of an arm that mixes weights, those at the end of each stage."""
+    history, drawn, order, ends = [], stream(seed, "texts"), batches(rows, batch, stream(seed, "order")), ()
     for stage, steps in stages:
         _unlock(model, stage)
         shown = given[stage.name]
+        if stage.mined:
+            order, cost.phases[f"mining for {stage.name}"] = _mined(task, model, shown, rows, batch, seed)
+        objective, adjust = _objective(plan, task, model, shown, drawn, seed, weights)
         cost.phases[stage.name], log = seeded(
-            seed, f"dropout/{stage.name}", train, model, _objective(plan, task, model, shown, drawn, seed), order, steps=steps, lr=lr, where=f"{plan.name}, {stage.name}",
-            validate=lambda shown=shown: task.scores(model, replace(shown, partner=None), validation)[task.metric].value,
+            seed, f"dropout/{stage.name}", train, model, _resting(model, stage, objective) if still else objective, order, steps=steps, lr=lr * stage.pace, where=f"{plan.name}, {stage.name}",
+            adjust=adjust, validate=lambda shown=shown: task.scores(model, replace(shown, partner=None), validation)[task.metric].value,
         )
         history += log
+        ends += (deepcopy(model.state_dict()),) if plan.mix is not None else ()
+    if ends:
+        model.load_state_dict(interpolate(ends[0], ends[-1], plan.mix))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return history
+    return history, ends
+
+
+def _mined(task, model: nn.Module, inputs: Inputs, rows: Tensor, batch: int, seed: int):
+    """The task's order of hard batches, and what finding it cost."""
+    found, started = [], time.perf_counter()
+    flops = flops_of(lambda: found.append(task.mined(model, inputs, rows, batch, stream(seed, "mined"))))
+    return found[0], Phase(flops=flops, seconds=time.perf_counter() - started)
+
+
+def _resting(model: nn.Module, stage: Stage, objective):
+    """`objective`, with the encoders that the stage does not train in evaluation mode: locked means their running statistics, too."""
+
+    def loss(rows: Tensor) -> Tensor:
+        for side in {"image", "text"} - set(stage.parts):
+            if getattr(model, side) is not None:
+                getattr(model, side).eval()
+        return objective(rows)
+
+    return loss
 
 
 def pairs(task, count: int, seed: int) -> Tensor:
@@ -100,11 +140,14 @@ def _evaluated(task, evaluate: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _model(plan: Arm, task, encoders: Encoders, words, *, seed: int, cost: Cost) -> nn.Module:
-    vocabulary = len(words) if not encoders.real else 0
-    image, text = fresh(encoders, vocabulary, seed=seed, start=plan.start)
+    own = getattr(task, "text_part", None)  # what a task has in place of a text encoder
+    vocabulary = len(words) if own or not encoders.real else 0
+    image, text = fresh(encoders, vocabulary, seed=seed, start="random" if plan.random else plan.start, text=own)
     if plan.start == "pretrained" and not encoders.real:
-        ids = pool_texts(task.dataset, words, language=task.language)
-        cost.phases |= self_supervised(task.dataset, ids, image, text, encoders, vocabulary=vocabulary, language=task.language, seed=seed, device=device()[0])
+        ids = pool_texts(task.dataset, words, language=task.language, role=task.role if own else None)
+        towers = [deepcopy(tower) if side in plan.random else tower for side, tower in (("image", image), ("text", text))]  # what starts random stays as it is
+        phases = self_supervised(task.dataset, ids, *towers, encoders, vocabulary=vocabulary, language=task.language, seed=seed, device=device()[0])
+        cost.phases |= {name: phase for name, phase in phases.items() if name.removeprefix("pretrain_") not in plan.random}
     elif plan.start == "pretrained" and plan.name == "component":
         raise MmkitError("component pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small")
     if plan.single:
@@ -112,21 +155,19 @@ def _model(plan: Arm, task, encoders: Encoders, words, *, seed: int, cost: Cost)
     return task.build(image, text, seed=seed)
 
 
-def _objective(plan: Arm, task, model: nn.Module, inputs: Inputs, drawn: torch.Generator, seed: int):
-    if not plan.auxiliary:
-        return lambda rows: task.loss(model, inputs, rows, drawn)
-    if not task.modalities:
-        raise MmkitError(f"{plan.name!r} is not defined for {task.name}: a modality alone has no loss there")
-    heads = seeded(seed, "own heads", lambda: nn.ModuleDict({m: nn.Linear(getattr(model, m).summary_dim, len(task.classes)) for m in task.modalities}))
-    model.own_heads = heads.to(inputs.device)
+def _objective(plan: Arm, task, model: nn.Module, inputs: Inputs, drawn: torch.Generator, seed: int, weights: dict[str, float]):
+    if not plan.own_losses:
+        return lambda rows: task.loss(model, inputs, rows, drawn), None
+    model.own_heads = own_heads(model, task, seed=seed).to(inputs.device)
+    objective = (Modulated if plan.own_losses == "modulated" else Blended)(task, model, inputs, drawn, weights)
+    return objective, getattr(objective, "adjust", None)
 
-    def loss(rows: Tensor) -> Tensor:
-        image, text = model.encode(inputs.image(rows), inputs.text(inputs.one_text(rows, drawn)))
-        target = task.target[rows].to(inputs.device)
-        own = sum(F.cross_entropy(heads[m](encoded.summary), target) for m, encoded in (("image", image), ("text", text)))
-        return F.cross_entropy(model(image, text), target) + own
 
-    return loss
+def _measured(task, inputs: Inputs, rows: Tensor, validation: Tensor, *, budget: Budget, seed: int, **options) -> tuple[dict[str, float], dict[str, Phase]]:
+    """Gradient-Blending's weights, from training everything and each modality by itself first, and what that cost."""
+    runs = {source: fit(name, task, budget=replace(budget, flops=None), seed=seed, evaluate=("val",), **options) for source, name in MEASURED.items()}
+    losses = {source: end_losses(task, run.model, inputs, rows, validation) for source, run in runs.items()}
+    return blend_weights(losses, len(task.classes)), {f"measure {source}/{key}": phase for source, run in runs.items() for key, phase in run.cost.phases.items()}
 
 
 def _unlock(model: nn.Module, stage: Stage) -> None:
@@ -157,7 +198,7 @@ def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[
 
 
 def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
-    own = {} if encoders.real else {"seed": seed}
+    own = ({} if encoders.real else {"seed": seed}) | ({"sides": "image"} if hasattr(task, "text_part") else {})
     return {"what": "features", "version": 3, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "tokens": task.fusion == "cross_attention", **own, **encoders.describe(plan.start)}
 

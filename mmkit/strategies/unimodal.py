@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmkit.models.captioner import caption_loss
 from mmkit.models.text import MASK, PAD
 from mmkit.models.vision import scaled
 from mmkit.training import Phase, batches, seeded, stream, train
@@ -45,6 +46,17 @@ class MaskedLanguageModel(nn.Module):
         return F.cross_entropy(self.to_word(tokens[hidden]), ids[hidden])
 
 
+class NextWord(nn.Module):
+    """A decoder as a language model: the next word of texts without images."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        return caption_loss(self.decoder, None, ids)
+
+
 def pretrain(objective: nn.Module, take: Callable[[Tensor], Tensor], rows: Tensor, *, epochs: int, batch: int, lr: float, seed: int, where: str) -> tuple[Phase, list[dict]]:
     """Train an objective, and with it its encoder, on `take(rows)`; nothing of the other modality is seen."""
     order, noise = stream(seed, f"{where}/order"), stream(seed, f"{where}/mask")
@@ -57,4 +69,6 @@ def image_objective(encoder: nn.Module, *, seed: int) -> Reconstruction:
 
 
 def text_objective(encoder: nn.Module, vocabulary: int, *, seed: int) -> MaskedLanguageModel:
+    if hasattr(encoder, "remember"):
+        return NextWord(encoder)
     return seeded(seed, "masked language model", MaskedLanguageModel, encoder, vocabulary)

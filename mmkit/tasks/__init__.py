@@ -2,9 +2,11 @@
 
 from mmkit.errors import unknown
 from mmkit.tasks.answering import Answering
+from mmkit.tasks.captioning import Captioning
+from mmkit.tasks.diagnosis import Diagnosis, reworded
 from mmkit.tasks.retrieval import Retrieval
 
-TASKS = {"answering": Answering, "retrieval": Retrieval}
+TASKS = {"answering": Answering, "captioning": Captioning, "diagnosis": Diagnosis, "retrieval": Retrieval}
 
 
 def task(name: str, dataset, **options):
@@ -14,4 +16,4 @@ def task(name: str, dataset, **options):
     return TASKS[name](dataset, **options)
 
 
-__all__ = ["Answering", "Retrieval", "task"]
+__all__ = ["Answering", "Captioning", "Diagnosis", "Retrieval", "reworded", "task"]

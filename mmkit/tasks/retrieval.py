@@ -1,38 +1,69 @@
 """Retrieval: find an image's captions, and a caption's image."""
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from mmkit.core import contrastive_loss
+from mmkit.core import contrastive_loss, sigmoid_loss, topk
 from mmkit.data import PairedDataset
-from mmkit.metrics import Score, retrieval_scores
+from mmkit.errors import MmkitError, unknown
+from mmkit.metrics import Score, mean_average_precision, retrieval_scores
 from mmkit.models.fusion import DualEncoder
 from mmkit.training import Inputs, seeded
 
+OBJECTIVES = ("infonce", "sigmoid", "hinge", "hardest")
+NEIGHBOURS = 20
+
 
 class Retrieval:
-    """Data: images with one or more captions. Objective: symmetric InfoNCE. Metric: R@1, the mean of both directions."""
+    """Data: images with one or more captions. Metric: R@1, the mean of both directions.
+
+    objective: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over wrong ones of a batch) or `hardest`
+    (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from 0.07 on. margin: of the hinge losses, on the cosine."""
 
     name, metric, modalities = "retrieval", "recall@1", ()
     fusion = "dual"
 
-    def __init__(self, dataset: PairedDataset, *, role: str = "caption", language: str = "en", dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
+    def __init__(self, dataset: PairedDataset, *, role: str = "caption", language: str = "en", objective: str = "infonce", temperature: float | None = None, margin: float = 0.2,
+                 dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
+        if objective not in OBJECTIVES:
+            raise unknown("objective", objective, OBJECTIVES)
+        if margin <= 0 or (temperature is not None and temperature <= 0):
+            raise MmkitError(f"margin and temperature are above 0, got margin={margin} and temperature={temperature}: take for example 0.2 and 0.07")
         self.dataset, self.role, self.language, self.limit = dataset, role, language, limit
+        self.objective, self.temperature, self.margin = objective, temperature, margin
         self.dim, self.hidden, self.dropout, self.norm = dim, hidden, dropout, norm
+
+    @property
+    def tuned_as(self) -> str:
+        """Where the table of tuned learning rates has this task: each objective is tuned by itself."""
+        return self.name if self.objective == "infonce" else f"{self.name}, {self.objective}"
 
     def rows(self, split: str) -> Tensor:
         """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
         return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def settings(self) -> dict:
-        return {"role": self.role, "language": self.language, "fusion": self.fusion, "dim": self.dim, "hidden": self.hidden, "dropout": self.dropout, "norm": self.norm, "limit": self.limit}
+        given = ("role", "language", "fusion", "objective", "temperature", "margin", "dim", "hidden", "dropout", "norm", "limit")
+        return {name: getattr(self, name) for name in given}
 
     def build(self, image: nn.Module, text: nn.Module, *, seed: int) -> DualEncoder:
-        return seeded(seed, "head", DualEncoder, image, text, dim=self.dim, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
+        """The first weights depend on the seed alone; the sigmoid loss starts from its paper's scale 10 and bias -10."""
+        model = seeded(seed, "head", DualEncoder, image, text, dim=self.dim, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
+        if self.objective == "sigmoid":
+            nn.init.constant_(model.head.logit_scale, math.log(10))
+            model.head.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)))
+        return model
 
     def loss(self, model: DualEncoder, inputs: Inputs, rows: Tensor, generator: torch.Generator) -> Tensor:
         image, text = model(inputs.image(rows), inputs.text(inputs.one_text(rows, generator)))
-        return contrastive_loss(image, text, model.logit_scale)
+        if self.objective == "infonce":
+            return contrastive_loss(image, text, 1 / self.temperature if self.temperature else model.logit_scale)
+        if self.objective == "sigmoid":
+            return sigmoid_loss(image, text, model.logit_scale, model.head.logit_bias)
+        return hinge_loss(image, text, margin=self.margin, hardest=self.objective == "hardest")
 
     @torch.inference_mode()
     def embeddings(self, model: DualEncoder, inputs: Inputs, rows: Tensor, *, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,9 +73,43 @@ class Retrieval:
         image = torch.cat([model.embed_image(inputs.image(part)).cpu() for part in rows.split(batch)])
         return image, torch.cat([model.embed_text(inputs.text(part)).cpu() for part in texts.split(batch)]), owner
 
+    def mined(self, model: DualEncoder, inputs: Inputs, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless batches of `size` rows; in each pass a row is followed by the one whose caption `model`, as it is now, takes for its own most (of those left)."""
+        image, text, owner = self.embeddings(model, inputs, rows)
+        near = owner[topk(image, text, min(NEIGHBOURS, len(text)))[1]].tolist()
+
+        def endless() -> Iterator[Tensor]:
+            while True:
+                order = rows[_walk(near, generator)]
+                yield from order[: len(order) - len(order) % size].split(size)
+
+        return endless()
+
     def scores(self, model: DualEncoder, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
-        return retrieval_scores(*self.embeddings(model, inputs, rows))
+        given, clusters = self.embeddings(model, inputs, rows), self.dataset.clusters(rows.numpy())
+        return retrieval_scores(*given, clusters=clusters) | mean_average_precision(*given, clusters=clusters)
 
     def blank_scores(self, model: DualEncoder, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
         """None: without one side there is nothing to rank."""
         return {}
+
+
+def hinge_loss(image: Tensor, text: Tensor, *, margin: float = 0.2, hardest: bool = False) -> Tensor:
+    """1/N sum_i of max(0, margin - s_ii + s_ij) over wrong captions j, and the same over wrong images: their sum, or the hardest alone (VSE++, arXiv 1707.05612).
+
+    image, text: (N, D) unit vectors, row i of one belongs to row i of the other."""
+    scores = image @ text.T
+    own, right = torch.eye(len(scores), dtype=torch.bool, device=scores.device), scores.diagonal()
+    captions, images = ((margin - best + scores).clamp(min=0).masked_fill(own, 0) for best in (right[:, None], right[None]))
+    return (captions.amax(1) + images.amax(0) if hardest else captions.sum(1) + images.sum(0)).mean()
+
+
+def _walk(near: list[list[int]], generator: torch.Generator) -> Tensor:
+    """Every number once, each followed by the first of its `near` that has not come yet, or else by a random one."""
+    left, order, at = dict.fromkeys(torch.randperm(len(near), generator=generator).tolist()), [], None
+    while left:
+        following = next((j for j in near[at] if j in left), None) if order else None
+        at = next(iter(left)) if following is None else following
+        del left[at]
+        order.append(at)
+    return torch.tensor(order)

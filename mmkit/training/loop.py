@@ -37,13 +37,14 @@ def train(
     lr: float,
     weight_decay: float = 0.01,
     clip: float = 1.0,
+    adjust: Callable[[], None] | None = None,
     validate: Callable[[], float] | None = None,
     checks: int = 5,
     where: str = "training",
 ) -> tuple[Phase, list[dict]]:
     """Train whatever parameters of `model` require a gradient for `steps` steps of AdamW.
 
-    loss_of: a batch of rows -> scalar loss. validate: a score, higher is better, taken `checks` times; the best weights by it are
+    loss_of: a batch of rows -> scalar loss. adjust: may change the gradients before each step. validate: a score, higher is better, taken `checks` times; the best weights by it are
     kept. Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite, saying where.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -66,6 +67,8 @@ def train(
             loss.backward()
         if not torch.isfinite(loss):
             raise MmkitError(f"the loss became {loss.item()} in {where}, step {step} of {steps}: lower lr (now {lr:g}) or look for NaN in the inputs")
+        if adjust:
+            adjust()
         nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

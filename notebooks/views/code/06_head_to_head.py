@@ -25,14 +25,14 @@ published: str = "head_to_head"  # plan whose published records the figure and t
 
 # %% cases
 MAIN = ["scratch", "holistic", "frozen", "component"]
-CONTROLS = ["joint_plus_unimodal", "best_single", "ensemble_single", "shuffled_pairs", "blank_image", "blank_text"]
 CASES = {  # name: task, pairs, arms, knobs of the data
-    "base": ("answering", 256, [*MAIN, "lp_ft", *CONTROLS], {"both": 0.5}),
+    "base": ("answering", 256, [*MAIN, "lp_ft", "joint_plus_unimodal", "ensemble_single"], {"both": 0.5}),
     "simple": ("answering", 256, [*MAIN, "ensemble_single"], {"both": 0.0}),
     "simple, few labels": ("answering", 64, [*MAIN, "ensemble_single"], {"both": 0.0}),
     "complex": ("answering", 512, [*MAIN, "ensemble_single"], {"both": 1.0}),
     "image-heavy": ("answering", 256, [*MAIN, "joint_plus_unimodal", "ensemble_single"], {"both": 0.0, "image_share": 0.9}),
     "retrieval": ("retrieval", 256, MAIN, {}),
+    "controls": ("answering", 256, ["best_single", "shuffled_pairs", "blank_image", "blank_text"], {"both": 0.5}),
 }
 chosen = list(cases)
 if data != "scenes":
@@ -105,7 +105,9 @@ def case_points(results, name, split):
     return points
 
 
-SHOWN = ["ensemble_single", "joint_plus_unimodal", "frozen", "component", "holistic", "scratch+", "scratch"]
+ORDER = ["shuffled_pairs", "blank_image", "blank_text", "best_single", "ensemble_single", "joint_plus_unimodal", "frozen", "component", "holistic", "scratch+", "scratch"]
+there = {result.row["arm"] + ("" if result.condition["compute"] == "own" else "+") for result in source}
+SHOWN = [arm for arm in ORDER if arm in there]
 known = {result.condition.get("case") for result in source}
 columns = [name for name in CASES if name in known and (name != "base" or len(known) < 3)]
 

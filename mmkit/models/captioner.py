@@ -1,0 +1,196 @@
+"""Captions from an image's tokens: two decoders behind one interface, and the model around them.
+
+Legend: B captions, L their words, T image tokens, D width, V words. A caption's ids are padded with 0, of which the first is its end; START goes in
+before its first word. A decoder takes words (B, L), what it remembers of the image (None: a language model) and a state, and returns a `Step`. Without a
+state it reads whole captions from their start (teacher forcing); with the state of the call before it reads the next words: the code that learns speaks.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from mmkit.core import linear_cross_entropy
+from mmkit.errors import MmkitError, unknown
+from mmkit.models.encoded import Encoded, masked_mean
+from mmkit.models.text import MASK, PAD, UNKNOWN
+
+END, START, IGNORED = PAD, MASK, -100
+
+
+class Step(NamedTuple):
+    """hidden (B, L, D), from which `decoder.out` makes logits; attention (B, L, T), None without an image; state, tensors whose first dimension is B."""
+
+    hidden: Tensor
+    attention: Tensor | None
+    state: list[Tensor]
+
+
+class AttentionGRU(nn.Module):
+    """A GRU whose state after each word asks the image's tokens by additive attention; the state and what it found say the next word together.
+
+    Attention as in Show, Attend and Tell (arXiv 1502.03044), asked by the new state and beside the recurrence as in Knowing When to Look
+    (arXiv 1612.01887, its spatial model), so that all words of a caption are trained at once. look=False finds the image's summary at every
+    word: no attention (compare Show and Tell, arXiv 1411.4555).
+    """
+
+    def __init__(self, words: int, *, dim: int = 128, length: int = 32, dropout: float = 0.0, look: bool = True):
+        super().__init__()
+        self.dim, self.length, self.look = dim, length, look
+        self.words = nn.Embedding(words, dim, padding_idx=PAD)
+        self.first = nn.Linear(dim, dim)
+        self.body = nn.GRU(dim, dim, batch_first=True)
+        self.query, self.key, self.energy = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(dim, words)
+
+    def remember(self, image: Encoded) -> list[Tensor]:
+        """What does not change from word to word: tokens, their keys, their mask and their mean, which goes in beside every word."""
+        if not self.look:
+            image = Encoded(image.summary[:, None], image.mask[:, :1], image.summary)
+        return [image.tokens, self.key(image.tokens), image.mask, masked_mean(image.tokens, image.mask)]
+
+    def forward(self, ids: Tensor, memory: list[Tensor] | None, state: list[Tensor] | None = None) -> Step:
+        tokens, keys, mask, mean = memory or (None, None, None, self.words.weight.new_zeros(len(ids), self.dim))
+        first = torch.tanh(self.first(mean)) if state is None else state[0]
+        states, last = self.body(self.dropout(self.words(ids) + mean[:, None]), first[None].contiguous())
+        if memory is None:
+            return Step(self.dropout(states), None, [last[0]])
+        energy = self.energy(torch.tanh(keys[:, None] + self.query(states)[:, :, None])).squeeze(-1)  # (B, L, T)
+        attention = energy.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+        return Step(self.dropout(states + attention @ tokens), attention, [last[0]])
+
+
+class DecoderLayer(nn.Module):
+    """One layer: attention to the words so far, attention to the image, a small network; each normalised before and added to what came in."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(3)])
+        self.own, self.ask, self.look = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.join = nn.ModuleList([nn.Linear(dim, dim) for _ in range(2)])
+        self.think = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def split(self, x: Tensor, parts: int) -> list[Tensor]:
+        """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""
+        return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=2)]
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None, past: list[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        query, *now = self.split(self.own(self.norms[0](x)), 3)
+        past = [torch.cat([before, new], dim=2) for before, new in zip(past, now)] if past else now
+        seen = torch.ones(x.shape[1], past[0].shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2] - x.shape[1])
+        x = x + self.dropout(self.join[0](F.scaled_dot_product_attention(query, *past, attn_mask=seen).transpose(1, 2).flatten(2)))
+        attention = None
+        if memory is not None:
+            keys, values, mask = memory
+            (query,) = self.split(self.ask(self.norms[1](x)), 1)
+            scores = query @ keys.transpose(2, 3) / keys.shape[3] ** 0.5
+            attention = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+            x = x + self.dropout(self.join[1]((attention @ values).transpose(1, 2).flatten(2)))
+            attention = attention.mean(1)
+        return x + self.dropout(self.think(self.norms[2](x))), attention, past
+
+
+class TransformerDecoder(nn.Module):
+    """A Transformer decoder (arXiv 1706.03762), normalised first, with learned positions; its state holds the keys and values of the words before. The attention it reports is the mean over heads and layers."""
+
+    def __init__(self, words: int, *, dim: int = 128, length: int = 32, dropout: float = 0.0, layers: int = 2, heads: int = 4):
+        super().__init__()
+        self.dim, self.length = dim, length
+        self.words = nn.Embedding(words, dim, padding_idx=PAD)
+        self.positions = nn.Parameter(torch.randn(1, length + 1, dim) * 0.02)
+        self.layers = nn.ModuleList([DecoderLayer(dim, heads, dropout) for _ in range(layers)])
+        self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
+        self.out = nn.Linear(dim, words)
+
+    def remember(self, image: Encoded) -> list[Tensor]:
+        """Keys and values of the tokens for each layer, and the tokens' mask."""
+        return [part for layer in self.layers for part in layer.split(layer.look(image.tokens), 2)] + [image.mask]
+
+    def forward(self, ids: Tensor, memory: list[Tensor] | None, state: list[Tensor] | None = None) -> Step:
+        before = state[0].shape[2] if state else 0
+        if before + ids.shape[1] > self.length + 1:
+            raise MmkitError(f"{before + ids.shape[1] - 1} words exceed the decoder's length={self.length}: cut the captions, or build a longer decoder")
+        x = self.dropout(self.words(ids) + self.positions[:, before : before + ids.shape[1]])
+        seen, kept = [], []
+        for n, layer in enumerate(self.layers):
+            x, attention, past = layer(x, memory and (*memory[2 * n : 2 * n + 2], memory[-1]), state[2 * n : 2 * n + 2] if state else [])
+            seen.append(attention)
+            kept += past
+        return Step(self.norm(x), None if memory is None else torch.stack(seen).mean(0), kept)
+
+
+DECODERS = {"gru": AttentionGRU, "gru_without_attention": partial(AttentionGRU, look=False), "transformer": TransformerDecoder}
+
+
+class EachFeature(nn.BatchNorm1d):
+    """Every feature scaled by itself over the batch, whatever the dimensions before it."""
+
+    def __init__(self, width: int):
+        super().__init__(width, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+NORMS = {"layer": nn.LayerNorm, "batch": EachFeature}
+
+
+class Captioner(nn.Module):
+    """An image encoder, its tokens mapped to the decoder's width with learned positions (`fusion`), and the decoder (`head`).
+
+    norm: how tokens are scaled before, `layer`, or `batch`, which suits given features of unequal scale. Batch statistics of a given encoder stay as they were given, whatever else is trained."""
+
+    def __init__(self, image: nn.Module, decoder: nn.Module, *, dropout: float = 0.0, norm: str = "layer"):
+        super().__init__()
+        if norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
+        self.image, self.text, self.head = image, None, decoder
+        with torch.no_grad():
+            tokens = image(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).tokens.shape[1]
+        self.fusion = nn.ModuleList([nn.Sequential(NORMS[norm](width), nn.Dropout(dropout), nn.Linear(width, decoder.dim)) for width in (image.dim, image.summary_dim)])
+        self.fusion.register_parameter("positions", nn.Parameter(torch.randn(1, tokens, decoder.dim) * 0.02))
+
+    def train(self, mode: bool = True) -> "Captioner":
+        super().train(mode)
+        for part in self.image.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+    def memory(self, image: Tensor | Encoded) -> list[Tensor]:
+        """Pixels (B, 3, H, W) or their encoding -> what the decoder remembers."""
+        image = image if isinstance(image, Encoded) else self.image(image)
+        tokens, summary = self.fusion
+        return self.head.remember(Encoded(tokens(image.tokens) + self.fusion.positions, image.mask, summary(image.summary)))
+
+    def forward(self, image: Tensor | Encoded, ids: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a word. ids: one caption of each image, or several, image by image over and over."""
+        memory = self.memory(image)
+        memory = [x.repeat(len(ids) // len(x), *[1] * (x.ndim - 1)) for x in memory]
+        return caption_loss(self.head, memory, ids, label_smoothing=label_smoothing)
+
+
+def targets(ids: Tensor) -> Tensor:
+    """(B, L) what is to be said: each word and the first END; IGNORED after it, and in place of a word that the vocabulary lacks."""
+    return ids.masked_fill(((ids == END).cumsum(1) > 1) | (ids == UNKNOWN), IGNORED)
+
+
+def caption_loss(decoder: nn.Module, memory: list[Tensor] | None, ids: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Teacher forcing: at each place of the captions `ids` (B, L) the cross-entropy of the next word, given the true words before it.
+
+    A caption of more words than the decoder's length is read up to it, and has no end."""
+    ids = F.pad(ids, (0, 1), value=END)[:, : decoder.length + 1]
+    hidden = decoder(F.pad(ids[:, :-1], (1, 0), value=START), memory).hidden
+    return linear_cross_entropy(hidden.flatten(0, 1), decoder.out.weight, targets(ids).flatten(), decoder.out.bias, ignore_index=IGNORED, label_smoothing=label_smoothing)
+
+
+@register_flop_formula(torch.ops.mmkit.cross_entropy_pass)
+def _flops(hidden, weight, bias, target, sizes, smoothing, wanted, *_, **__) -> int:
+    """A product, and two for the gradients; the counter does not see into the operator. Ignored places are counted, as they are in the decoder."""
+    return 2 * hidden[0] * weight[0] * weight[1] * (3 if wanted else 1)

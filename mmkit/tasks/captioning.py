@@ -1,0 +1,124 @@
+"""Captioning: say what an image shows, scored against what people said."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmkit.data import PairedDataset
+from mmkit.errors import MmkitError, unknown
+from mmkit.metrics import Score
+from mmkit.metrics.captioning import caption_scores, caption_words
+from mmkit.models import WordTokenizer
+from mmkit.models.captioner import DECODERS, END, Captioner
+from mmkit.models.decoding import Beams, beam_search
+from mmkit.training import Inputs, seeded
+
+COLOUR, SHAPE = "red|green|blue|yellow|purple|cyan", "circle|square|cross|diamond"
+FACTS = {  # of a caption of `scenes`, whatever its wording
+    "heading": r"\b(up|right|down|left)\b(?! of)", "arrow": rf"\b({COLOUR})(?= arrow\b)|\barrow in ({COLOUR})\b", "relation": r"\b(left of|right of|above|below)\b", "size": r"\b(small|large)\b",
+    "landmark": rf"\b({COLOUR})(?= (?:{SHAPE})\b)", "shape": rf"\b({SHAPE})\b", "ground": r"\b(plain|striped|dotted|checked)\b",
+}  # fmt: skip
+
+
+class Captioning:
+    """Data: images with one or more English captions. Objective: cross-entropy of the next word. Metric: CIDEr-D of what beam search says.
+
+    Words are those of the metrics, at least `min_count` times in the captions of the training split and the text pool. One that is not among them
+    is read as unknown, is never a target and is never said. Captions of more than `length` words are learnt up to there, without an end; `settings`
+    counts both. captions: how many of an image's captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
+    """
+
+    name, metric, modalities, fusion, language = "captioning", "cider_d", (), "cross_attention", "en"
+
+    def __init__(
+        self, dataset: PairedDataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,
+        captions: int = 1, length: int = 20, min_count: int = 1, beams: int = 1, length_penalty: float = 0.5, limit: int | None = None,
+    ):  # fmt: skip
+        if decoder not in DECODERS:
+            raise unknown("decoder", decoder, DECODERS)
+        self.dataset, self.role, self.limit, self.beams, self.length_penalty = dataset, role, limit, beams, length_penalty
+        self.decoder, self.dim, self.norm, self.dropout, self.label_smoothing, self.captions, self.length, self.min_count = decoder, dim, norm, dropout, label_smoothing, captions, length, min_count
+        self.words = _words(dataset, role, length, min_count)
+
+    def rows(self, split: str) -> Tensor:
+        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
+        return torch.from_numpy(self.dataset.rows(split))[: self.limit]
+
+    def settings(self) -> dict:
+        names = ("role", "decoder", "dim", "norm", "dropout", "label_smoothing", "captions", "length", "min_count", "beams", "length_penalty", "limit")
+        return {name: getattr(self, name) for name in names} | {"text": "none: the decoder has its own words", "vocabulary": len(self.words), **self.words.left_out}
+
+    def text_part(self, words: int) -> nn.Module:
+        """The decoder, which stands where other tasks have a text encoder."""
+        return DECODERS[self.decoder](words, dim=self.dim, length=self.length, dropout=self.dropout)
+
+    def build(self, image: nn.Module, decoder: nn.Module, *, seed: int) -> Captioner:
+        return seeded(seed, "head", Captioner, image, decoder, dropout=self.dropout, norm=self.norm)
+
+    def loss(self, model: Captioner, inputs: Inputs, rows: Tensor, generator: torch.Generator) -> Tensor:
+        if inputs.blank == "text":
+            raise MmkitError("'blank_text' is not defined for captioning: without captions there is nothing to learn")
+        texts = torch.cat([inputs.one_text(rows, generator) for _ in range(self.captions)])
+        return model(inputs.image(rows), inputs.text(texts), label_smoothing=self.label_smoothing)
+
+    def say(self, model: Captioner, inputs: Inputs, rows: Tensor, *, batch: int = 64, **options) -> tuple[list[str], Beams]:
+        """The best caption of each row, and for the last batch all beams. options: of `beam_search`, by default the task's."""
+        options = {"beams": self.beams, "length_penalty": self.length_penalty, **options}
+        said = []
+        for part in rows.split(batch):
+            found = beam_search(model, inputs.image(part), **options)
+            said += map(self.text, found.ids[:, 0])
+        return said, found
+
+    def text(self, ids: Tensor) -> str:
+        """Ids (L,) as words, up to the end."""
+        return " ".join(self.words.words(ids[ids != END]))
+
+    def references(self, rows: Tensor) -> list[list[str]]:
+        texts, owner = self.dataset.texts_of(rows.numpy(), role=self.role)
+        return [list(part) for part in np.split(np.array(texts, dtype=object), np.searchsorted(owner, np.arange(1, len(rows))))]
+
+    def scores(self, model: Captioner, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+        """The metrics of captioning; on `scenes` also `facts`, the share of the scene's facts told right, `exact`, all of them, and each by its name."""
+        said, references, clusters = self.say(model, inputs, rows)[0], self.references(rows), self.dataset.clusters(rows.numpy())
+        scores = caption_scores(said, references, clusters)
+        return scores | (fact_scores(said, references, clusters) if self.dataset.name == "scenes" else {})
+
+    def blank_scores(self, model: Captioner, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+        """What is said of an empty image: how much is habit of language."""
+        scores = self.scores(model, replace(inputs, blank="image"), rows)
+        return {f"blank_image/{name}": scores[name] for name in ("bleu_4", "cider_d", "exact") if name in scores}
+
+
+def facts(caption: str) -> dict[str, str | None]:
+    """The facts of a scene that a caption tells, by name; None for one that it does not tell, or tells in two ways."""
+    told = {name: {next(filter(None, match.groups())) for match in re.finditer(pattern, caption.lower())} for name, pattern in FACTS.items()}
+    return {name: values.pop() if len(values) == 1 else None for name, values in told.items()}
+
+
+def fact_scores(said: list[str], references: list[list[str]], clusters=None) -> dict[str, Score]:
+    """Which facts of the scene captions tell as its first reference does: `facts` (mean share), `exact` (all seven), `fact/NAME`."""
+    true, told = [facts(texts[0]) for texts in references], [facts(text) for text in said]
+    right = {name: np.array([a[name] is not None and a[name] == b[name] for a, b in zip(told, true, strict=True)], dtype=float) for name in FACTS}
+    items = {"facts": np.mean(list(right.values()), axis=0), "exact": np.min(list(right.values()), axis=0)} | {f"fact/{name}": values for name, values in right.items()}
+    clusters = np.arange(len(said)) if clusters is None else clusters
+    return {name: Score(values, clusters) for name, values in items.items()}
+
+
+_made: dict[tuple, WordTokenizer] = {}
+
+
+def _words(dataset: PairedDataset, role: str, length: int, min_count: int) -> WordTokenizer:
+    """The vocabulary of the training captions; one word more than `length` is kept, which shows that a caption is longer. Made once a data set."""
+    key = (dataset.content, role, length, min_count)
+    if key not in _made:
+        rows = np.concatenate([dataset.rows(split) for split in ("train", "pool_text") if dataset.splits.get(split)])
+        texts = dataset.texts_of(rows, role=role)[0]
+        words = WordTokenizer(texts, split=caption_words, length=length + 1, min_count=min_count)
+        ids = words(texts)
+        words.left_out = {"captions_cut": int(ids[:, length:].ne(END).sum()), "words_unknown": float((ids == 1).sum() / (ids != END).sum())}
+        _made[key] = words
+    return _made[key]
