@@ -4,6 +4,7 @@ import math
 import random
 import re
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +14,16 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from conftest import ROOT
 from mmkit.data import Recipe, load, read_image
 from mmkit.errors import MmkitError
 from mmkit.metrics.captioning import caption_scores
 from mmkit.models import CNN, WordTokenizer
-from mmkit.models.captioner import DECODERS, END, IGNORED, START, Captioner, caption_loss, targets
+from mmkit.models.captioner import DECODERS, END, IGNORED, START, AttentionGRU, Captioner, EachFeature, caption_loss, targets
 from mmkit.models.decoding import beam_search
 from mmkit.models.encoded import Encoded
 from mmkit.models.text import UNKNOWN
+from mmkit.repro import records
 from mmkit.strategies import Budget, Encoders, fit
 from mmkit.tasks import Captioning, task
 from mmkit.tasks.captioning import FACTS, fact_scores, facts
@@ -453,6 +456,15 @@ def test_given_batch_statistics_stay_as_they_were_given():
     assert model.training and not image[0].training
 
 
+def test_features_of_unequal_scale_are_scaled_each_by_itself():
+    x = torch.randn(6, 5, 3, generator=stream(0, "x")) * torch.tensor([1.0, 10.0, 100.0]) + 7
+    layer = EachFeature(3)
+    torch.testing.assert_close(layer(x), ((x.double() - x.double().mean((0, 1))) / x.double().std((0, 1), correction=0)).float(), atol=1e-3, rtol=1e-3)
+    assert Captioner(CNN(), AttentionGRU(9, dim=16), norm="batch").fusion[0][0].running_var.shape == (64,)
+    with pytest.raises(MmkitError, match="unknown norm 'bach': did you mean 'batch'"):
+        Captioner(CNN(), AttentionGRU(9, dim=16), norm="bach")
+
+
 def test_a_blank_image_says_what_language_alone_says(runs):
     scores = runs["scratch"].scores
     assert scores["blank_image/cider_d"].value < 0.5 * scores["cider_d"].value and scores["blank_image/exact"].value <= 0.02
@@ -466,3 +478,16 @@ def test_the_same_seed_says_the_same(runs, scenes):
 def test_a_tokenizer_with_words_of_its_own():
     words = WordTokenizer(["b a", "a"], split=lambda text: re.findall("[ab]", text))
     assert words(["a,b?c"]).tolist() == [[3, 4]] and words.words([3, 4]) == ["a", "b"]
+
+
+def test_the_published_records_say_what_the_notebook_says():
+    """Tuning and attention help on the test split; under a new style attention does not."""
+    found = defaultdict(list)
+    for result in records.read(ROOT / "notebooks" / "records" / "captioning"):
+        for split in ("", "ood_style/"):
+            found[result.row["arm"], result.condition["decoder"], split].append(result.row["scores"][f"{split}facts"])
+    assert all(len(values) >= 10 for values in found.values())
+    means = {name: np.mean(values) for name, values in found.items()}
+    assert means["holistic", "gru", ""] > means["frozen", "gru", ""] + 0.1
+    assert means["holistic", "gru", ""] > means["holistic", "gru_without_attention", ""] + 0.02
+    assert means["holistic", "gru_without_attention", "ood_style/"] > means["holistic", "gru", "ood_style/"] + 0.02

@@ -56,7 +56,7 @@ SIZES = [(1023, 384), (515, 512), (257, 640), (300, 768), (130, 1024)]
 def test_contrastive_gradients_in_float32(regime, bound, n, d):
     image, text, scale = batch(regime, n, d)
     found = errors(lambda *x: contrastive_loss(*x, tile=256), infonce, image, text, torch.tensor(scale))
-    assert max(found[:3]) <= bound and found[3] <= 2e-5, found
+    assert max(found[:3]) <= bound and found[3] <= 5e-6, found
 
 
 @pytest.mark.parametrize("regime", ["cone", "hard", "saturated"])

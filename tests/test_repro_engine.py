@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import termios
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
@@ -199,6 +200,8 @@ def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal(kept):
     keys = [header["key"] for header in kept.batch.headers]
     (kept.folder / keys[0] / "record.json").unlink()
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 100))
+    os.set_blocking(leader, False)
     script = f"from mmkit.repro import run_plan; run_plan({str(kept.file)!r}, workers=1)"
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=follower, timeout=120)
     terminal = os.read(leader, 1 << 16)

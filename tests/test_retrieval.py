@@ -150,7 +150,7 @@ def test_map_is_scikit_learns_of_every_query_with_ties_too(noise, ties):
     found = mean_average_precision(image, text, owner)
     assert found["i2t/map"].items == pytest.approx([average_precision_score(mask, row) for mask, row in zip(right, scores)])
     assert found["t2i/map"].items == pytest.approx([average_precision_score(mask, row) for mask, row in zip(right.T, scores.T)])
-    assert found["t2i/map"].clusters.tolist() == owner.tolist() and 0 < found["i2t/map"].value < 1
+    assert found["t2i/map"].clusters.tolist() == owner.tolist() and 0.2 < found["i2t/map"].value <= 1
 
 
 def test_map_worked_by_hand():
@@ -227,6 +227,7 @@ def test_no_scene_is_in_two_splits_and_no_test_caption_in_training(scenes):
     assert len(texts["test"]) == 96 and not texts["train"] & texts["test"]
 
 
+@pytest.mark.slow
 def test_search_keeps_far_below_the_whole_matrix():
     """5,000 x 25,000 x 512: the matrix alone would be 500 MB."""
     image = units(5000, 0, 512)
@@ -255,8 +256,8 @@ def test_a_walk_visits_every_row_once_and_goes_to_the_nearest_left():
 
 def test_mined_batches_hold_harder_negatives_and_every_row_once_a_pass(scenes):
     task = Retrieval(scenes)
-    inputs, model = prepared(task)
-    rows = task.rows("train")
+    model = fit("scratch", task, budget=Budget(96, 12), seed=0, encoders=QUICK, batch=32, evaluate=("test",)).model
+    inputs, rows = Inputs.of(scenes, tokenizer(scenes, QUICK, language="en"), role=task.role), task.rows("train")
     order = task.mined(model, inputs, rows, 16, stream(0, "mined"))
     batches = [next(order) for _ in range(12)]
     assert all(len(batch) == 16 for batch in batches) and sorted(torch.cat(batches[:6]).tolist()) == rows.tolist()
@@ -269,7 +270,7 @@ def test_mined_batches_hold_harder_negatives_and_every_row_once_a_pass(scenes):
 
     place = {row: number for number, row in enumerate(rows.tolist())}
     mined = [torch.tensor([place[row] for row in batch.tolist()]) for batch in batches]
-    assert hardness(mined) > hardness(torch.randperm(96, generator=stream(0, "any")).split(16)) + 1e-3
+    assert hardness(mined) > hardness(torch.randperm(96, generator=stream(0, "any")).split(16)) + 0.02
 
 
 def test_mining_is_an_arm_whose_cost_counts_the_mining(scenes):

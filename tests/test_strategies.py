@@ -395,7 +395,7 @@ def test_encoders_suited_to_a_set():
     small, photos = (SimpleNamespace(images=np.zeros((1, size, size, 3))) for size in (32, 160))
     assert {arm: Encoders.suited(small, arm) for arm in ARMS} == dict.fromkeys(ARMS, Encoders())
     for arm, plan in ARMS.items():
-        assert Encoders.suited(photos, arm).real == (plan.start == "pretrained" and arm != "component")
+        assert Encoders.suited(photos, arm).real == (plan.start == "pretrained" and not plan.random and arm != "component")
 
 
 # ---------------------------------------------------------------------------------------------- what is refused

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from mmkit.core import contrastive_loss
 from mmkit.data import Recipe, load
 from mmkit.errors import MmkitError
-from mmkit.metrics import retrieval_scores
+from mmkit.metrics import mean_average_precision, retrieval_scores
 from mmkit.models import CNN, DualEncoder, FusionClassifier, SingleClassifier, TextTransformer, WordTokenizer
 from mmkit.models.fusion import CrossAttentionFusion
-from mmkit.tasks import TASKS, Answering, Retrieval, task
+from mmkit.tasks import TASKS, Answering, Captioning, Diagnosis, Retrieval, task
 from mmkit.training import Inputs, seeded, stream
 
 SMALL = {"train": 96, "val": 32, "test": 64, "ood": 32, "pool": 64}
@@ -51,9 +51,10 @@ def toy(labels, split=None, role="question"):
 
 
 def test_tasks_by_name(scenes):
-    assert {name: type(task(name, scenes)) for name in TASKS} == {"answering": Answering, "retrieval": Retrieval}
+    assert TASKS == {"answering": Answering, "captioning": Captioning, "diagnosis": Diagnosis, "retrieval": Retrieval}
+    assert {name: type(task(name, scenes)) for name in ("answering", "captioning", "retrieval")} == {name: TASKS[name] for name in TASKS if name != "diagnosis"}
     assert task("answering", scenes, fusion="product").settings() == {"label": "label_answer", "role": "question", "language": "en", "fusion": "product", "limit": None}
-    with pytest.raises(MmkitError, match="unknown task 'retreival': did you mean 'retrieval'. there are answering, retrieval"):
+    with pytest.raises(MmkitError, match="unknown task 'retreival': did you mean 'retrieval'. there are answering, captioning, diagnosis, retrieval"):
         task("retreival", scenes)
 
 
@@ -151,7 +152,8 @@ def test_retrieval_is_scored_on_all_captions_of_the_rows(scenes):
         caption = inputs.text(inputs.all_texts(rows[9:10])[0])
         torch.testing.assert_close(text[18:20], model.embed_text(caption), rtol=1e-4, atol=1e-5)
     scores = made.scores(model, inputs, rows)
-    expected = retrieval_scores(*made.embeddings(model, inputs, rows), ks=(1, 5, 10))
+    given = made.embeddings(model, inputs, rows)
+    expected = retrieval_scores(*given, ks=(1, 5, 10)) | mean_average_precision(*given)
     assert {name: score.items.tolist() for name, score in scores.items()} == {name: score.items.tolist() for name, score in expected.items()}
     assert made.blank_scores(model, inputs, rows) == {}
 

@@ -203,10 +203,10 @@ def versions() -> dict[str, str]:
 
 @cache
 def hardware() -> dict[str, str | int]:
-    """Processor, cores, memory in bytes and operating system; the GPU too when torch is in use and sees one."""
+    """Processor, cores, memory in bytes and operating system; the GPU too when torch uses one."""
     found = {"processor": _processor(), "cores": os.cpu_count() or 1, "memory_bytes": psutil.virtual_memory().total, "system": platform.platform()}
     torch = sys.modules.get("torch")  # never imported for this: it costs seconds
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         found["gpu"] = torch.cuda.get_device_name()
     return found
 

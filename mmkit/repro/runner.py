@@ -19,7 +19,6 @@ import mmkit
 from mmkit.data.progress import progress
 from mmkit.errors import MmkitError
 from mmkit.repro import execute, paths, records
-from mmkit.repro.claims import Claim, read_claims
 from mmkit.repro.plan import Plan, Planned, code_hash, expand, read_plan
 from mmkit.repro.warm import IMPORTS, imports
 
@@ -55,7 +54,9 @@ def run_plan(
     Raises: MmkitError for a plan that cannot be read, a second runner of the same plan, a folder that cannot be written, or an executor that is gone.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(plan)
-    declared = read_claims(plan.claims) if plan.claims else []
+    from mmkit.repro.claims import read_claims  # not before: listing runs needs no scipy
+
+    declared = [claim.model_dump() for claim in read_claims(plan.claims)] if plan.claims else []
     runs = expand(plan, prepare=not dry_run)
     folder = paths.runs() / plan.name
     waiting = [run for run in runs if not execute.is_done(folder, run.key)]
@@ -224,11 +225,11 @@ def _copy_code(folder: Path, runs: list[Planned]) -> None:
     (folder / IMPORTS).write_text(json.dumps(imports(dict.fromkeys(run.notebook for run in runs))), encoding="utf-8")
 
 
-def _write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list[Claim]) -> None:
+def _write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list[dict]) -> None:
     manifest = {
         "schema": records.SCHEMA,
         "plan": plan.model_dump(),
-        "claims": [claim.model_dump() for claim in declared],
+        "claims": declared,
         "runs": [{"key": run.key, "label": run.label, "data_hash": run.data_hash, "parameters": run.parameters} for run in runs],
         "code_hash": code_hash(),
         "commit": commit(),

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from signal import SIG_DFL, SIG_IGN, SIGCHLD, signal
 
 import psutil
 from jupyter_client.provisioning import LocalProvisioner
@@ -25,7 +24,10 @@ from jupyter_client.provisioning import LocalProvisioner
 from mmkit import notebooks
 
 IMPORTS, GONE = "imports.json", "gone"
-ALWAYS = ["import papermill.iorw, papermill.engines, nbclient, ipykernel.kernelapp, ipykernel.ipkernel, mmkit.repro.execute"]
+ALWAYS = [
+    "import papermill.iorw, papermill.engines, nbclient, ipykernel.kernelapp, ipykernel.ipkernel, mmkit.repro.execute",
+    "import nbformat.validator; nbformat.validator.get_validator(4, 5)",  # compiled once
+]
 LATER = {"mmkit": "import pandas, pyarrow.parquet", "torch": "import torch._dynamo"}  # what is imported at first use: the first optimizer
 NO_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # else pyarrow starts one, and a look at the GPU opens it
 
@@ -101,9 +103,11 @@ def serve(control: socket.socket, statements: list[str], token: str) -> int:
     from mmkit.repro import execute, records
 
     records.versions(), gc.collect(), gc.freeze()  # what is here stays shared between the runs
-    signal(SIGCHLD, SIG_IGN)
     control.settimeout(5)
     while True:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
         try:
             message, files, _, _ = socket.recv_fds(control, 1 << 16, 2)
         except TimeoutError:
@@ -131,7 +135,6 @@ def _sound() -> bool:
 
 def _begin(variables: dict[str, str], line: int, log: int) -> tuple[Path, type]:
     """In the fork: what a new process would have, then the kernel's fork. Returns the run's folder, and a kernel manager that uses that kernel."""
-    signal(SIGCHLD, SIG_DFL)
     os.setsid()
     for old, new in ((line, 0), (log, 1), (log, 2)):
         os.dup2(old, new)

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 
 import mmkit
 from mmkit.models.captioner import END, START
@@ -45,8 +45,6 @@ test = problem.rows("test")
 references = problem.references(test)
 print("\n".join(references[0]))
 print(facts(references[0][0]) if not photos else "photos have no list of facts")
-
-# %% data-exact
 left_out = {name: problem.settings()[name] for name in ("vocabulary", "captions_cut", "words_unknown")}
 print(f"{len(references[0])} captions a picture, {left_out['vocabulary']} words and marks, {left_out['captions_cut']} training captions cut at {problem.length} words")
 print(f"words outside the vocabulary: {100 * left_out['words_unknown']:.1f} % (read as unknown, never a target, never said)")
@@ -105,13 +103,13 @@ def line(done):
 table = pd.DataFrame({f"{arm}, {decoder}": line(done) for (arm, decoder), done in runs.items()}).T
 display(table.round(2))
 
-# %% look
+# %% attention-figure
 def show_attention(axes, pixels, words, attention):
     """One panel a word: the picture, lit where the decoder looked, dark where it did not."""
     side, high = int(attention.shape[1] ** 0.5), pixels.shape[0]
     for axis, word, weights in zip(axes.flat, words, attention):
         light = torch.nn.functional.interpolate(weights.view(1, 1, side, side), size=(high, high), mode="bilinear")[0, 0]
-        axis.imshow((pixels * (0.15 + 0.85 * light / light.max())[..., None]).to(torch.uint8))
+        axis.imshow((pixels * (0.3 + 0.7 * light / light.max())[..., None]).to(torch.uint8))
         axis.set_title(word, fontsize=9, loc="center")
     for axis in axes.flat:
         axis.axis("off")
@@ -121,8 +119,6 @@ inputs = Inputs.of(dataset, problem.words, role="caption")
 chosen = int(np.argsort(best.scores["cider_d"].items)[-len(test) // 4])
 said, found = problem.say(best.model, inputs, test[chosen : chosen + 1])
 words, attention, pixels = said[0].split(), found.attention[0, 0], dataset.pixels(test[chosen : chosen + 1].numpy())[0].permute(1, 2, 0)
-
-# %% attention-figure
 rows = -(-max(len(words), 1) // 8)
 alt = f"The picture once for each word of the caption '{said[0]}', with the cells that the decoder looked at lit up; the lit cells move from word to word."
 with plots.figure(rows, 8, width=9, height=1.4 * rows, alt=alt, squeeze=False, caption="The look moves with the word: lit is where the attention lies when the word above is chosen.") as axes:
@@ -166,14 +162,14 @@ with plots.figure(2, 3, width=8, height=5.6, alt="Six test pictures with what th
             axis.set_title(f"{name}: {best.scores['cider_d'].items[item]:.1f}", fontsize=9)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            lines = [textwrap.fill(text, 34) for text in (captions[item], references[item][0])]
+            lines = [textwrap.fill(text, 34) for text in (captions[item], references[item][0].rstrip(' .'))]
             axis.set_xlabel(lines[0], fontsize=7.5, loc="left")
             axis.text(0, -0.36, lines[1], fontsize=7.5, style="italic", transform=axis.transAxes, va="top")
 
 # %% facts-table
+SPLITS = {"test": "", "new combinations": "ood_composition/", "new style": "ood_style/"}
 if not photos:
-    splits = {"test": "", "new combinations": "ood_composition/", "new style": "ood_style/"}
-    told = pd.DataFrame({name: {fact: best.scores[f"{prefix}fact/{fact}"].value for fact in FACTS} for name, prefix in splits.items()})
+    told = pd.DataFrame({name: {fact: best.scores[f"{prefix}fact/{fact}"].value for fact in FACTS} for name, prefix in SPLITS.items()})
     display(told.round(2))
 else:
     told = None
@@ -198,17 +194,35 @@ widgets.live(explore, picture=range(min(12, len(test))), beams=[1, 2, 3, 5], len
 
 # %% evidence
 folder = paths.notebooks() / "records" / published
-evidence = records.read(folder) if published and folder.exists() else []
+evidence = records.read(folder) if published and folder.exists() and not photos else []
 mine = recorded()
-means = {}
+points = {}
 for condition in {str(result.condition): result.condition for result in evidence}.values():
-    score = "exact" if "exact" in evidence[0].row["scores"] else "cider_d"
-    for arm, point in arm_points(evidence, score, condition).items():
-        means[f"{arm}, {condition['decoder']}"] = {score: point["mean"], "low": point["low"], "high": point["high"], "seeds": point["seeds"]}
-if means:
-    display(pd.DataFrame(means).T.sort_values(score, ascending=False).round(3))
+    for split, prefix in SPLITS.items():
+        for arm, point in arm_points(evidence, f"{prefix}facts", condition).items():
+            points.setdefault(f"{arm}, {condition['decoder']}", {})[split] = point
+if points:
+    spread = pd.DataFrame({name: {split: f"{p['mean']:.2f} ({p['low']:.2f} to {p['high']:.2f})" for split, p in row.items()} for name, row in points.items()}).T
+    display(spread.assign(seeds=[row["test"]["seeds"] for row in points.values()]))
 else:
     print(f"no published records: this run alone, {len(mine)} results of one seed")
+
+# %% photos
+folder = paths.notebooks() / "records" / f"flickr8k_{published}"
+real = records.read(folder) if published and folder.exists() else []
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "blank_image/cider_d")
+
+
+def about(row):
+    """One row of records as a line of the table."""
+    setting = {"arm": row["arm"], **{name: row["settings"][name] for name in ("dim", "epochs", "size")}, "seed": row["seed"]}
+    return setting | {name: row["scores"][name] for name in METRICS} | {"TFLOPs": row["cost"]["flops"] / 1e12, "minutes": row["cost"]["seconds"] / 60}
+
+
+if real:
+    display(pd.DataFrame([about(result.row) for result in real]).set_index("arm").round(3))
+else:
+    print("no published records of photographs")
 
 # %% masked-attention
 def masked_attention(energy, mask):
@@ -270,8 +284,9 @@ if looks is not None:
     print(f"most on the arrow: {looks['arrow'].idxmax()} ({looks['arrow'].max():.2f}); most on the landmark: {looks['landmark'].idxmax()} ({looks['landmark'].max():.2f})")
 if told is not None:
     print(f"weakest fact: {told['test'].idxmin()} ({told['test'].min():.2f}), with new combinations {told['new combinations'].idxmin()} ({told['new combinations'].min():.2f})")
-for name, point in means.items():
-    print(f"{name}, {point['seeds']} seeds: {score} {point[score]:.3f}, interval {point['low']:.3f} to {point['high']:.3f}")
+for split in SPLITS if points else ():
+    ranked = sorted(points, key=lambda name: -points[name][split]["mean"])
+    print(f"over seeds, {split}: most facts by {ranked[0]} ({points[ranked[0]][split]['mean']:.2f}), fewest by {ranked[-1]} ({points[ranked[-1]][split]['mean']:.2f})")
 
 # %% findings-exact
 print(f"{len(runs)} captioners; scores are shares: {bool(table[['bleu_4', 'rouge_l']].stack().between(0, 1).all())}")
