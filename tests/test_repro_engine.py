@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import termios
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import nbformat
@@ -122,6 +122,22 @@ def test_a_worker_that_does_not_see_the_folder_says_so(place):
 
     with Elsewhere(1) as pool, pytest.raises(MmkitError, match="does not see .*other as its runner does: put MMKIT_RUNS on a file system that all of them share"):
         runner.run_plan(make_plan(stub, seeds=1), executor=pool, say=quiet)
+
+
+def test_a_run_that_takes_its_workers_down_is_a_failure(place):
+    class KilledWorker(Exception):
+        """As Dask names it."""
+
+    class Deadly(ThreadPoolExecutor):
+        def submit(self, _call, *_arguments):
+            return super().submit(self.die)
+
+        def die(self):
+            raise KilledWorker("3 workers died")
+
+    batch = runner.run_plan(make_plan(write(place / "20_stub.ipynb"), seeds=1), executor=Deadly(1), say=quiet)
+    (failure,) = batch.failures
+    assert failure["kind"] == "worker died" and "parameters.seed: 0" in list(browse.show(failure["key"])) and "kind: worker died" in list(browse.show(failure["key"]))
 
 
 # --- disks --------------------------------------------------------------------------------------------------------------

@@ -135,8 +135,10 @@ def _outcome(future: Future, run: Planned, folder: Path) -> tuple[dict | None, f
         if type(error).__name__ != "KilledWorker":  # Dask's, which may not be installed
             raise
         failure = {"kind": "worker died", "message": str(error), "key": run.key, "label": run.label, "attempts": 2, "time": execute.now()}
-        (folder / "failed" / run.key).mkdir(parents=True, exist_ok=True)
-        (folder / "failed" / run.key / "failure.json").write_text(json.dumps(failure, indent=1), encoding="utf-8")
+        failed = folder / "failed" / run.key
+        failed.mkdir(parents=True, exist_ok=True)
+        for name, text in (("run.json", run.model_dump_json(indent=1)), ("failure.json", json.dumps(failure, indent=1))):
+            (failed / name).write_text(text, encoding="utf-8")
         return failure, 0.0
 
 

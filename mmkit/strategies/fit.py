@@ -35,11 +35,11 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
         raise MmkitError(f"{name!r} is not defined for {task.name}: a single modality has nothing to be compared with")
     if plan.own_losses and not task.modalities:
         raise MmkitError(f"{name!r} is not defined for {task.name}: a modality alone has no loss there")
-    if any(stage.mined for stage in plan.stages) and not hasattr(task, "mined"):
+    if any(stage.mined for stage in plan.stages) and task.mined is None:
         raise MmkitError(f"{name!r} is not defined for {task.name}: negatives are mined where a batch is ranked, in retrieval")
-    lr = learning_rate(getattr(task, "tuned_as", task.name), name, real=encoders.real) if lr is None else lr
+    lr = learning_rate(task.tuned_as, name, real=encoders.real) if lr is None else lr
     rows = pairs(task, budget.pairs, seed)
-    words = getattr(task, "words", None) or tokenizer(task.dataset, encoders, language=task.language)
+    words = task.words or tokenizer(task.dataset, encoders, language=task.language)
     inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
     splits = {split: task.rows(split) for split in _evaluated(task, evaluate)}
     validation = task.rows("val")
@@ -140,7 +140,7 @@ def _evaluated(task, evaluate: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _model(plan: Arm, task, encoders: Encoders, words, *, seed: int, cost: Cost) -> nn.Module:
-    own = getattr(task, "text_part", None)  # what a task has in place of a text encoder
+    own = task.text_part  # what a task has in place of a text encoder
     vocabulary = len(words) if own or not encoders.real else 0
     image, text = fresh(encoders, vocabulary, seed=seed, start="random" if plan.random else plan.start, text=own)
     if plan.start == "pretrained" and not encoders.real:
@@ -198,7 +198,7 @@ def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[
 
 
 def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
-    own = ({} if encoders.real else {"seed": seed}) | ({"sides": "image"} if hasattr(task, "text_part") else {})
+    own = ({} if encoders.real else {"seed": seed}) | ({"sides": "image"} if task.text_part else {})
     return {"what": "features", "version": 3, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "tokens": task.fusion == "cross_attention", **own, **encoders.describe(plan.start)}
 

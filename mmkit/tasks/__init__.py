@@ -2,6 +2,7 @@
 
 from mmkit.errors import unknown
 from mmkit.tasks.answering import Answering
+from mmkit.tasks.base import Task
 from mmkit.tasks.captioning import Captioning
 from mmkit.tasks.diagnosis import Diagnosis, reworded
 from mmkit.tasks.retrieval import Retrieval
@@ -16,4 +17,4 @@ def task(name: str, dataset, **options):
     return TASKS[name](dataset, **options)
 
 
-__all__ = ["Answering", "Captioning", "Diagnosis", "Retrieval", "reworded", "task"]
+__all__ = ["Answering", "Captioning", "Diagnosis", "Retrieval", "Task", "reworded", "task"]

@@ -10,10 +10,11 @@ from mmkit.data import PairedDataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, accuracy
 from mmkit.models.fusion import FUSIONS, FusionClassifier, SingleClassifier, fusion
+from mmkit.tasks.base import Task
 from mmkit.training import Inputs, seeded
 
 
-class Answering:
+class Answering(Task):
     """Data: a set with a label and one text an item. Objective: cross-entropy. Metric: accuracy."""
 
     name, metric, modalities = "answering", "accuracy", ("image", "text")
@@ -29,10 +30,6 @@ class Answering:
         unlabelled = (self.target < 0).numpy() & dataset.items["split"].str.match("train|val|test|ood_").to_numpy()
         if unlabelled.any():
             raise MmkitError(f"{unlabelled.sum()} items of {dataset.name!r} have no {label!r}, first {dataset.items['id'][unlabelled].iloc[0]!r}: label them, or leave them out of the set")
-
-    def rows(self, split: str) -> Tensor:
-        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
-        return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def settings(self) -> dict:
         return {"label": self.label, "role": self.role, "language": self.language, "fusion": self.fusion, "limit": self.limit}

@@ -14,6 +14,7 @@ from mmkit.metrics.captioning import caption_scores, caption_words
 from mmkit.models import WordTokenizer
 from mmkit.models.captioner import DECODERS, END, Captioner
 from mmkit.models.decoding import Beams, beam_search
+from mmkit.tasks.base import Task
 from mmkit.training import Inputs, seeded
 
 COLOUR, SHAPE = "red|green|blue|yellow|purple|cyan", "circle|square|cross|diamond"
@@ -23,7 +24,7 @@ FACTS = {  # of a caption of `scenes`, whatever its wording
 }  # fmt: skip
 
 
-class Captioning:
+class Captioning(Task):
     """Data: images with one or more English captions. Objective: cross-entropy of the next word. Metric: CIDEr-D of what beam search says.
 
     Words are those of the metrics, at least `min_count` times in the captions of the training split and the text pool. One that is not among them
@@ -31,7 +32,7 @@ class Captioning:
     counts both. captions: how many of an image's captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
     """
 
-    name, metric, modalities, fusion, language = "captioning", "cider_d", (), "cross_attention", "en"
+    name, metric, fusion, language = "captioning", "cider_d", "cross_attention", "en"
 
     def __init__(
         self, dataset: PairedDataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,
@@ -42,10 +43,6 @@ class Captioning:
         self.dataset, self.role, self.limit, self.beams, self.length_penalty = dataset, role, limit, beams, length_penalty
         self.decoder, self.dim, self.norm, self.dropout, self.label_smoothing, self.captions, self.length, self.min_count = decoder, dim, norm, dropout, label_smoothing, captions, length, min_count
         self.words = _words(dataset, role, length, min_count)
-
-    def rows(self, split: str) -> Tensor:
-        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
-        return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def settings(self) -> dict:
         names = ("role", "decoder", "dim", "norm", "dropout", "label_smoothing", "captions", "length", "min_count", "beams", "length_penalty", "limit")

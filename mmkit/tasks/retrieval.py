@@ -11,20 +11,20 @@ from mmkit.data import PairedDataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, mean_average_precision, retrieval_scores
 from mmkit.models.fusion import DualEncoder
+from mmkit.tasks.base import Task
 from mmkit.training import Inputs, seeded
 
 OBJECTIVES = ("infonce", "sigmoid", "hinge", "hardest")
 NEIGHBOURS = 20
 
 
-class Retrieval:
+class Retrieval(Task):
     """Data: images with one or more captions. Metric: R@1, the mean of both directions.
 
     objective: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over wrong ones of a batch) or `hardest`
     (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from 0.07 on. margin: of the hinge losses, on the cosine."""
 
-    name, metric, modalities = "retrieval", "recall@1", ()
-    fusion = "dual"
+    name, metric, fusion = "retrieval", "recall@1", "dual"
 
     def __init__(self, dataset: PairedDataset, *, role: str = "caption", language: str = "en", objective: str = "infonce", temperature: float | None = None, margin: float = 0.2,
                  dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
@@ -40,10 +40,6 @@ class Retrieval:
     def tuned_as(self) -> str:
         """Where the table of tuned learning rates has this task: each objective is tuned by itself."""
         return self.name if self.objective == "infonce" else f"{self.name}, {self.objective}"
-
-    def rows(self, split: str) -> Tensor:
-        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
-        return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def settings(self) -> dict:
         given = ("role", "language", "fusion", "objective", "temperature", "margin", "dim", "hidden", "dropout", "norm", "limit")

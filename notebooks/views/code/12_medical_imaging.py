@@ -186,6 +186,9 @@ for (name, share), score in efficiency.items():
 display(pd.DataFrame({f"{share:.0%} of the labels": {name: shown(*interval(efficiency[name, share])) for name in known} for share in shares}))
 
 # %% occlusion
+average = dataset.pixels(rows["train"]).float().mean(0)
+
+
 @torch.inference_mode()
 def occluded(model, image, window=12, step=4):
     """(64, 64) log-odds lost, summed over the squares that hide a pixel; image (1, 3, 64, 64) uint8."""
@@ -193,7 +196,7 @@ def occluded(model, image, window=12, step=4):
     squares = torch.zeros(len(places), 1, 64, 64)
     for one, (y, x) in zip(squares, places):
         one[:, y : y + window, x : x + window] = 1
-    logits = model(torch.cat([image, torch.where(squares > 0, 110, image).to(torch.uint8)]), None)
+    logits = model(torch.cat([image, torch.where(squares > 0, average, image).to(torch.uint8)]), None)
     margin = logits[:, 1] - logits[:, 0]
     return ((margin[0] - margin[1:])[:, None, None] * squares[:, 0]).sum(0)
 
@@ -201,8 +204,7 @@ def occluded(model, image, window=12, step=4):
 items = dataset.items.iloc[rows["test"]]
 if not REAL:
     seen = items[(items["label_opacity"] == 1) & (items[LABEL] == 1)].drop_duplicates("group").iloc[:looked_at]
-    model = runs["image", "note"].model
-    heats = [occluded(model, dataset.pixels([row])) for row in seen.index]
+    heats = [occluded(runs["image", "note"].model, dataset.pixels([row])) for row in seen.index]
     peaks, true = [divmod(int(heat.argmax()), 64) for heat in heats], masks(seen, "opacity")
     hits = {"pointing": [m[p] for m, p in zip(true, peaks)], "pointing_random": true.mean(axis=(1, 2)), "pointing_other": [m[p] for m, p in zip(np.roll(true, 1, axis=0), peaks)]}
     pointing = {name: Score(np.array(value, dtype=float), dataset.clusters(seen.index)) for name, value in hits.items()}
