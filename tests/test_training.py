@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmkit.core import contrastive_loss, linear_cross_entropy, sigmoid_loss
 from mmkit.data import load
 from mmkit.errors import MmkitError
 from mmkit.models import CNN, Encoded, TextTransformer, ViT, WordTokenizer
@@ -371,3 +372,14 @@ def test_a_device_says_why_it_was_taken(monkeypatch):
         device("cuda")
     with pytest.raises(MmkitError, match="unknown device 'cud': did you mean 'cuda'"):
         device("cud")
+
+
+def test_the_cores_losses_are_counted_though_the_counter_cannot_see_into_them():
+    a, b = (torch.nn.functional.normalize(torch.randn(24, 16), dim=1).requires_grad_() for _ in range(2))
+    pairs = 24 * 24 * 16
+    assert flops_of(lambda: contrastive_loss(a, b, 10.0)) == 2 * pairs and flops_of(lambda: contrastive_loss(a, b, 10.0).backward()) == 8 * pairs
+    assert flops_of(lambda: sigmoid_loss(a, b, 10.0, -5.0).backward()) == 6 * pairs
+    with torch.no_grad():
+        assert flops_of(lambda: sigmoid_loss(a, b, 10.0, -5.0)) == 2 * pairs
+    weight, target = torch.randn(40, 16, requires_grad=True), torch.randint(0, 40, (24,))
+    assert flops_of(lambda: linear_cross_entropy(a, weight, target).backward()) == 6 * 24 * 40 * 16

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 from mmkit.core import linear_cross_entropy
 from mmkit.errors import MmkitError, unknown
@@ -188,9 +187,3 @@ def caption_loss(decoder: nn.Module, memory: list[Tensor] | None, ids: Tensor, *
     ids = F.pad(ids, (0, 1), value=END)[:, : decoder.length + 1]
     hidden = decoder(F.pad(ids[:, :-1], (1, 0), value=START), memory).hidden
     return linear_cross_entropy(hidden.flatten(0, 1), decoder.out.weight, targets(ids).flatten(), decoder.out.bias, ignore_index=IGNORED, label_smoothing=label_smoothing)
-
-
-@register_flop_formula(torch.ops.mmkit.cross_entropy_pass)
-def _flops(hidden, weight, bias, target, sizes, smoothing, wanted, *_, **__) -> int:
-    """A product, and two for the gradients; the counter does not see into the operator. Ignored places are counted, as they are in the decoder."""
-    return 2 * hidden[0] * weight[0] * weight[1] * (3 if wanted else 1)
