@@ -106,7 +106,7 @@ def test_every_arm_has_a_look_of_its_own(shown):
 
 def test_one_html_file_without_code_or_network(tmp_path, batch, monkeypatch, capsys):
     monkeypatch.setenv("MMKIT_RUNS", str(tmp_path))
-    monkeypatch.setattr(runner, "run_plan", lambda plan, workers, dry_run: batch)
+    monkeypatch.setattr(runner, "run_plan", lambda plan, workers, scheduler, dry_run: batch)
     assert report.reproduce("toy") == 1, "a run failed"
     said = capsys.readouterr().out
     assert "✔ C1 supported: holistic is more accurate (+0." in said and "FAILED 06_head_to_head seed=8: ValueError: boom" in said

@@ -34,18 +34,18 @@ def reproduce(plan: str = "head_to_head", *, workers: int | None = None, schedul
         print(f"{SIGNS[verdict.verdict]} {verdict.claim.id} {verdict.verdict}: {verdict.claim.statement} ({effect_text(verdict)}; {verdict.reason})")
     for failure in batch.failures:
         print(f"FAILED {failure['label']}: {failure['message']}")
-    print(f"the report: {export(plan)}")
+    print(f"the report: {export(plan, batch=batch)}")
     return 0 if batch.complete else 1
 
 
-def export(plan: str = "head_to_head", *, out: Path | None = None, publish: bool = False) -> Path:
+def export(plan: str = "head_to_head", *, out: Path | None = None, publish: bool = False, batch: runner.Batch | None = None) -> Path:
     """Run the report notebook on a plan's records and write it as one HTML file without code or outside references.
 
-    out: the file, by default `runs/PLAN/report.html`. publish: also copy the records, compactly, to `notebooks/records/PLAN/`.
+    batch: the plan's runs made here, where they are loaded already. out: the file, by default `runs/PLAN/report.html`. publish: also copy the records, compactly, to `notebooks/records/PLAN/`.
     Raises: MmkitError when the plan has no records yet.
     """
     name = Path(plan).stem if Path(plan).suffix else str(plan)
-    batch, folder = open_batch(name)
+    batch, folder = (batch, paths.runs() / name) if batch else open_batch(name)
     if publish:
         runner.publish(batch, paths.notebooks() / "records" / name)
     place = paths.runs() / name
