@@ -3,8 +3,9 @@
 from collections import defaultdict
 from statistics import mean
 
+import pytest
 from conftest import ROOT
-from mmkit.repro import records
+from mmkit.repro import claims, records, report, runner
 
 
 def scores(plan, metric):
@@ -25,3 +26,13 @@ def test_random_weights_are_far_behind_and_the_slow_arms_are_one_seed():
     assert mean(found["frozen"]) > 10 * max(mean(found["scratch"]), mean(found["component"]))
     assert min(found["scratch"]) > 1 / 1000, "chance is one photo in a thousand"
     assert len(found["holistic"]) == len(found["lp_ft"]) == 1
+
+
+@pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "notebooks" / "records").glob("*/plan.json"))], ids=lambda path: path.name)
+def test_a_published_plan_is_whole_and_its_claims_are_those_declared(folder):
+    batch = runner.load(folder)
+    assert batch.complete and not batch.failures and not batch.missing, "every run of the plan is there"
+    assert {result.row["profile"] for result in batch.results} <= {"lab", "full"}, "smoke is no evidence"
+    ran, declared = batch.manifest["claims"], {claim.id: claim for claim in claims.read_claims()}
+    assert [claims.Claim.model_validate(claim) for claim in ran] == [declared[claim["id"]] for claim in ran], "a claim was changed after its runs: run them again"
+    assert all(verdict.verdict != "not evidence" and len(verdict.seeds) >= claims.FEWEST_SEEDS for verdict in report.verdicts(batch))

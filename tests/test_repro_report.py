@@ -118,3 +118,11 @@ def test_one_html_file_without_code_or_network(tmp_path, batch, monkeypatch, cap
     images = re.findall(r"<img[^>]*>", text)
     assert len(images) == 4 and all('src="data:image/png' in image and len(re.search(r'alt="([^"]*)"', image)[1]) > 40 for image in images)
     assert re.findall(r"<h2[^>]*>(.*?)<", text)[:2] == ["The verdicts", "What it costs"]
+
+
+def test_a_claim_that_was_changed_after_its_runs_says_so(batch, monkeypatch):
+    found = report.verdicts(batch)
+    monkeypatch.setattr(report, "read_claims", lambda: [verdict.claim for verdict in found])
+    assert "reads differently" not in report.claim_cards(found)
+    monkeypatch.setattr(report, "read_claims", lambda: [found[0].claim.model_copy(update={"smallest_effect": 0.5}), *(verdict.claim for verdict in found[1:])])
+    assert report.claim_cards(found).count("reads differently now") == 1

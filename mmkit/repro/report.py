@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from mmkit import notebooks
 from mmkit.repro import paths, runner, stats
-from mmkit.repro.claims import Claim, Verdict, aligned_terms, evaluate
+from mmkit.repro.claims import Claim, Verdict, aligned_terms, evaluate, read_claims
 from mmkit.repro.plan import code_hash
 from mmkit.repro.records import Result
 
@@ -129,7 +129,7 @@ def _size(verdict: Verdict, value: float) -> str:
 
 def claim_cards(found: Sequence[Verdict]) -> str:
     """HTML: per claim its source, scope, what was compared, the verdict's reason, and its limits."""
-    cards = []
+    cards, declared = [], {claim.id: claim for claim in read_claims()}
     for verdict in found:
         claim = verdict.claim
         lines = {
@@ -140,6 +140,7 @@ def claim_cards(found: Sequence[Verdict]) -> str:
             "Power": _power(verdict) if verdict.estimate else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
             "Limits": claim.limits,
+            "Changed": "claims.yaml reads differently now; this is the verdict on the claim as it stood when it was run" if declared.get(claim.id, claim) != claim else "",
         }
         rows = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items() if text)
         title = f"{SIGNS[verdict.verdict]} {claim.id}: {html.escape(claim.statement)}"
