@@ -406,6 +406,7 @@ def below(scores):
     return {name for name, least in PASSES.items() if scores[name].value < least}
 
 
+@pytest.mark.slow
 def test_a_trained_captioner_passes_every_bar_and_nothing_that_knows_no_image_passes_one(runs, scenes):
     """The bars that trained captions have to pass are beyond empty captions, random words and other images' captions, each of them."""
     made = Captioning(scenes, dim=48)
@@ -428,6 +429,7 @@ def test_a_trained_captioner_passes_every_bar_and_nothing_that_knows_no_image_pa
     assert runs["scratch"].scores["exact"].value > 0.02
 
 
+@pytest.mark.slow
 def test_each_arm_trains_its_parts_and_starts_where_it_says(runs, scenes):
     image = {name: run.model.image.state_dict() for name, run in runs.items()}
     one = lambda name: image[name]["body.0.weight"]  # noqa: E731

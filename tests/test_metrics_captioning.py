@@ -139,6 +139,7 @@ def corpus(items=300, seed=0):
     return [change(s, 0.2 if i < items / 2 else 0.5) for i, s in enumerate(sentences)], [[change(s, 0.1) for _ in range(draw.randint(1, 5))] for s in sentences]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shortened", [False, True], ids=["long enough", "brevity penalty"])
 def test_items_of_a_corpus_bleu_give_the_interval_that_resampling_the_corpus_gives(shortened):
     candidates, references = corpus(items=120)

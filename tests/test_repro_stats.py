@@ -140,6 +140,7 @@ def false_alarms(of_seed, of_cluster, of_cell, *, seeds=10, clusters=60, caption
     return hits / repeats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [(0.0, 0.5, 1.0), (0.1, 0.0, 1.0), (0.0, 0.0, 1.0)], ids=["clustered", "seeds differ", "independent"])
 def test_a_verdict_errs_as_often_as_it_says(noise):
     verdict, interval, naive = false_alarms(*noise)

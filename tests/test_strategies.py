@@ -501,6 +501,7 @@ def test_blend_weights_are_gain_over_overfitting_squared():
     assert sum(blend_weights({"joint": (0.5, 0.5), "image": (0.6, 0.5)}, 4).values()) == pytest.approx(1), "no overfitting is no division by zero"
 
 
+@pytest.mark.slow
 def test_grad_blend_measures_first_and_pays_for_it(told):
     run = fit("grad_blend", told, budget=Budget(192, 8), seed=0, encoders=QUICK, lr=6e-3)
     weights = run.settings["weights"]
