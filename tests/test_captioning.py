@@ -467,11 +467,13 @@ def test_features_of_unequal_scale_are_scaled_each_by_itself():
         Captioner(CNN(), AttentionGRU(9, dim=16), norm="bach")
 
 
+@pytest.mark.slow
 def test_a_blank_image_says_what_language_alone_says(runs):
     scores = runs["scratch"].scores
     assert scores["blank_image/cider_d"].value < 0.5 * scores["cider_d"].value and scores["blank_image/exact"].value <= 0.02
 
 
+@pytest.mark.slow
 def test_the_same_seed_says_the_same(runs, scenes):
     again = fit("frozen", Captioning(scenes, dim=48), budget=Budget(512, 1), seed=0, encoders=QUICK, lr=4e-3, batch=32, evaluate=("test",))
     assert {name: score.items.tolist() for name, score in again.scores.items()} == {name: score.items.tolist() for name, score in runs["frozen"].scores.items()}

@@ -28,6 +28,7 @@ def test_random_weights_are_far_behind_and_the_slow_arms_are_one_seed():
     assert len(found["holistic"]) == len(found["lp_ft"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "notebooks" / "records").glob("*/plan.json"))], ids=lambda path: path.name)
 def test_a_published_plan_is_whole_and_its_claims_are_those_declared(folder):
     batch = runner.load(folder)
