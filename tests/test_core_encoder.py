@@ -1,6 +1,5 @@
 """The frozen image encoder by ONNX Runtime: the same features, and PyTorch in its place, said aloud, when that is not so."""
 
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -49,17 +48,15 @@ def test_another_encoder_is_not_taken_for_the_same(encoder, monkeypatch, capsys,
     assert "maps" not in vars(encoder), "outside the block the encoder is itself"
 
 
-if find_spec("onnxruntime") and find_spec("onnxscript"):
-
-    @pytest.mark.slow
-    def test_features_by_onnx_runtime_are_those_of_pytorch(encoder, monkeypatch, tmp_path, capsys):
-        monkeypatch.setenv("MMKIT_DATA", str(tmp_path))
-        images = pixels(21)
-        for flip in (False, True):
-            encoder.flip = flip
-            found = encode_all(encoder, 21, lambda rows: images[rows], tokens=False).summary
-            with torch.inference_mode():
-                expected = encoder(images).summary
-            assert 0 < (found - expected).norm() / expected.norm() < 1e-4
-        assert capsys.readouterr().out.count("image encoder by ONNX Runtime") == 2
-        assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1, "exported once"
+@pytest.mark.slow
+def test_features_by_onnx_runtime_are_those_of_pytorch(encoder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MMKIT_DATA", str(tmp_path))
+    images = pixels(21)
+    for flip in (False, True):
+        encoder.flip = flip
+        found = encode_all(encoder, 21, lambda rows: images[rows], tokens=False).summary
+        with torch.inference_mode():
+            expected = encoder(images).summary
+        assert 0 < (found - expected).norm() / expected.norm() < 1e-4
+    assert capsys.readouterr().out.count("image encoder by ONNX Runtime") == 2
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1, "exported once"
