@@ -24,10 +24,10 @@ reproduce: $(STAMP)
 	$(BIN)/mmkit reproduce $(PLAN)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not notebooks and not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not notebooks and not slow"
 
 lab: $(STAMP)
 	$(BIN)/mmkit lab

@@ -29,15 +29,23 @@ NBVAL = [sys.executable, "-m", "pytest", "-q", "-p", "nbval_strict", "-p", "no:c
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+# Linux counts the memory of the process that forks to the one that is started; this one is small, whatever these tests grew to.
+LAUNCHER = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=file)
+sys.exit(code)"""
+
+
 def measured(command, log: Path, **environment):
     """Run a command; returns exit code, seconds of processor time (a busy machine does not lengthen them, and at one thread
     they are what the clock shows on a quiet one) and gigabytes, both of it and all its descendants."""
+    usage = log.with_suffix(".usage")
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment})
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return process.returncode, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 1e9
+        done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, str(usage), *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+    seconds, peak = map(float, usage.read_text().split())
+    return done.returncode, seconds, peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def smoke(path, out, values):
@@ -52,6 +60,12 @@ def smoke(path, out, values):
 
 def standard_error(executed):
     return [(cell["id"], "".join(output["text"])) for cell in notebooks.code_cells(executed) for output in cell["outputs"] if output.get("name") == "stderr"]
+
+
+def test_memory_is_of_the_command_alone(tmp_path):
+    ballast = bytearray(os.urandom(1)) * 600_000_000
+    code, seconds, gigabytes = measured([sys.executable, "-S", "-c", "kept = bytearray(b'x') * 100_000_000; raise SystemExit(3)"], tmp_path / "log")
+    assert code == 3 and seconds > 0 and 0.1 < gigabytes < 0.3 < len(ballast) / 1e9
 
 
 def test_there_are_notebooks_and_each_has_a_profile():
