@@ -1,22 +1,28 @@
 """Claims, written down before the run, and the verdicts their records earn."""
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, Field, model_validator
 from scipy.stats import t as student
 
 from mmkit.errors import MmkitError, unknown
 from mmkit.repro import paths, stats
-from mmkit.repro.plan import STRICT, read_yaml
+from mmkit.repro.plan import LOADER, STRICT, Plan, read_yaml
 from mmkit.repro.records import Result
 from mmkit.repro.stats import FEWEST_SEEDS
 
 LEVEL = 0.05
+WORDING = ("statement", "source", "scope", "limits", "unit")  # the rest of a claim is what it tests
 RULE = (
     "The effect is the weighted sum of the terms' mean scores, paired by seed; its 95 % interval is a two-level bootstrap over seeds and clusters. "
     "There is evidence of a difference when the interval leaves 0 out and the claim's two-sided test, adjusted by Holm within its family, has p <= 0.05. "
@@ -119,6 +125,69 @@ def read_claims(ids: Sequence[str] | None = None, path: Path | None = None) -> l
         if name not in claims:
             raise unknown("claim", name, claims)
     return [claims[name] for name in ids or claims]
+
+
+def waiting(manifest: dict) -> dict[str, list[Claim]]:
+    """The claims that no published run has put to the test, nor the manifest's own, by the plan that would; `""` for those without a plan."""
+    folder, found = paths.notebooks(), {}
+    ran = {claim["id"] for path in folder.glob("records/*/plan.json") for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]}
+    ran |= {claim["id"] for claim in manifest["claims"]}
+    planned = {name: path.stem for path in sorted(folder.glob("plans/*.yaml")) for name in read_yaml(path, Plan).claims}
+    for claim in read_claims():
+        if claim.id not in ran:
+            found.setdefault(planned.get(claim.id, ""), []).append(claim)
+    return found
+
+
+def history(manifest: dict, *, folder: Path | None = None) -> dict[str, str]:
+    """For each claim of a plan's manifest, in a sentence: when it was declared and changed, by git, and what of that came after its first published run."""
+    folder = folder or paths.notebooks()
+    files = [(when, {claim["id"]: claim for claim in yaml.load(text, LOADER)["claims"]}) for when, text in _versions(folder / "claims.yaml")]
+    runs = [manifest, *(json.loads(text) for _, text in _versions(folder / "records" / manifest["plan"]["name"] / "plan.json"))]
+    runs = [(datetime.fromisoformat(run["started"]), {claim["id"]: claim for claim in run["claims"]}) for run in runs]
+    return {claim["id"]: _told(claim["id"], files, [(when, run) for when, run in runs if claim["id"] in run]) for claim in manifest["claims"]}
+
+
+def _told(name: str, files: list[tuple[datetime, dict]], runs: list[tuple[datetime, dict]]) -> str:
+    """One claim's history; what a run says of it counts as a version, since a file may be committed after the run that used it."""
+    first = min(when for when, _ in runs)
+    side = lambda when: "before" if when < first else "with" if when == first else "after"  # noqa: E731
+    known = [when for when, file in files if name in file]
+    if not known:
+        return f"not known: git has no history of this claim here; it was run as it stands on {_day(first)}"
+    states = sorted(((when, _plain(file[name])) for when, file in [*files, *runs] if name in file), key=lambda state: state[0])
+    said = [f"declared on {_day(states[0][0])}, {side(states[0][0])} its first run on {_day(first)}"]
+    for (_, old), (when, new) in pairwise(states):
+        if old != new:
+            what = "wording" if all(old[key] == new[key] for key in old if key not in WORDING) else "terms"
+            said.append(f"{what} changed on {_day(when)}, {side(when)} its first run")
+    return "; ".join(said)
+
+
+def _plain(entry: dict) -> dict:
+    """A claim as it was written or run, with what is not written filled in."""
+    terms = [{key: value for key, value in term.items() if value not in (None, {})} for term in entry["terms"]]
+    return {name: entry.get(name, field.default) for name, field in Claim.model_fields.items()} | {"terms": terms}
+
+
+def _day(when: datetime) -> str:
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _versions(path: Path) -> Iterator[tuple[datetime, str]]:
+    """Time and text of every committed version of a file, oldest first; none outside of a git checkout, without git, or where the checkout is shallow."""
+
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=path.parent, capture_output=True, encoding="utf-8", timeout=20)
+        return found.stdout if found.returncode == 0 else ""
+
+    try:
+        if git("rev-parse", "--is-shallow-repository").strip() == "false":
+            for line in git("log", "--reverse", "--diff-filter=d", "--format=%H %cI", "--", path.name).splitlines():
+                commit, when = line.split()
+                yield datetime.fromisoformat(when), git("show", f"{commit}:./{path.name}")
+    except (OSError, subprocess.TimeoutExpired):  # no git, or no such folder: nothing is known
+        return
 
 
 def evaluate(claims: Iterable[Claim], results: Sequence[Result], *, incomplete: bool = False, draws: int = 10_000) -> list[Verdict]:
