@@ -1,8 +1,10 @@
 """The command line: each command a thin call. An error of use is one line on standard error and exit code 2."""
 
+import os
 import subprocess
 import sys
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,7 @@ Pairs = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VAL
 Knobs = Annotated[list[str], typer.Argument(metavar="[KNOB=VALUE]...", help="Knobs of the recipe that differ from their defaults.")]
 Key = Annotated[str, typer.Argument(help="Key of a run, or how it begins.")]
 Plan = Annotated[str, typer.Argument(help="Name of a plan in notebooks/plans/.")]
+Curves = Annotated[Path | None, typer.Option(help="Write the training curves of what is run there; look at them with 'tensorboard --logdir FOLDER'.", metavar="FOLDER")]
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
@@ -57,6 +60,7 @@ def run(
     parameter: Pairs = [],
     profile: Annotated[str, typer.Option(help="smoke (seconds), lab (the defaults) or full (real data).")] = "lab",
     out: Annotated[Path | None, typer.Option(help="Where the executed notebook goes; runs/interactive/ by default.")] = None,
+    tensorboard: Curves = None,
 ) -> None:
     """Run one notebook with other parameters and keep the result."""
     from mmkit import notebooks
@@ -65,6 +69,7 @@ def run(
     path = notebooks.resolve(notebook)
     values = notebooks.checked(path, _pairs(parameter), profile)
     out = out or paths.runs() / "interactive" / f"{path.stem}-{profile}-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
+    _curves(tensorboard and tensorboard / out.stem)
     start = datetime.now()
     notebooks.execute(path, out, values, profile=profile, progress=sys.stderr.isatty())
     typer.echo(f"{path.stem} ({profile}) ran in {(datetime.now() - start).total_seconds():.0f} s, peak {notebooks.peak_gigabytes():.1f} GB")
@@ -77,11 +82,21 @@ def reproduce(
     workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Hand the runs to this Dask scheduler, for example tcp://127.0.0.1:8786.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and the time they should take, run nothing.")] = False,
+    tensorboard: Curves = None,
 ) -> None:
     """Run a plan and write its report; runs that are finished are not run again. Exit code 1 when runs failed."""
     from mmkit.repro import report
 
+    _curves(tensorboard)
     raise typer.Exit(report.reproduce(plan, workers=workers, scheduler=scheduler, dry_run=dry_run))
+
+
+def _curves(folder: Path | None) -> None:
+    """Tell the runs where their training curves go. Raises MmkitError."""
+    if folder and not find_spec("tensorboard"):
+        raise MmkitError("--tensorboard needs TensorBoard: pip install 'mmkit[tensorboard]'")
+    if folder:
+        os.environ["MMKIT_TENSORBOARD"] = str(folder.expanduser().absolute())
 
 
 @runs.command("list")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from repro_data import Scores, batch_folder, head_to_head
@@ -78,6 +79,23 @@ def test_published_records_are_the_same_results(tmp_path):
         for name in old.row["scores"]:
             assert all(np.array_equal(a, b) for a, b in zip(old.items_of(name), new.items_of(name), strict=True))
     assert sum(file.stat().st_size for file in (tmp_path / "toy").iterdir()) < 40_000
+    frame = pd.read_parquet(tmp_path / "toy" / "items.parquet")  # by another reader
+    for number, result in enumerate(batch.results):
+        for name in result.row["scores"]:
+            mine = frame[(frame["result"] == number) & (frame["score"] == name)]
+            assert all(np.array_equal(mine[column], values) for column, values in zip(("value", "cluster"), result.items_of(name), strict=True))
+
+
+def test_records_that_pandas_wrote_are_read_and_lost_ones_missed(tmp_path):
+    made = head_to_head(seeds=1)
+    folder = batch_folder(tmp_path / "toy", made)
+    frame = pd.read_parquet(folder / "items.parquet")
+    frame.to_parquet(folder / "items.parquet", index=False)
+    assert [result.items_of("accuracy")[0].tolist() for result in records.read(folder)] == [result.items_of("accuracy")[0].tolist() for result in made]
+    for lost in (2, len(made) - 1):
+        frame[frame["result"] != lost].to_parquet(folder / "items.parquet", index=False)
+        with pytest.raises(MmkitError, match="a result without items.*remove that folder"):
+            records.read(folder)
 
 
 @pytest.mark.parametrize(

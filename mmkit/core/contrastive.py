@@ -14,8 +14,9 @@ from mmkit.core.backend import choose, dots, finite, first_derivatives, operator
 from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, place, scattered, summed
 
 TILE = {"cpu": 1024, "cuda": 4096}  # large enough for matrix products, small enough for the last-level cache
-DEPTH = 256  # terms of a dot product added in one go: two or three shorter runs round less than one long one
-SLAB = {"cpu": 128, "cuda": 4096}  # rows of a tile that go through all elementwise steps at once, in the second-level cache
+DEPTH = 256  # terms of a dot product added in one go: shorter runs round less; matrix libraries cut those of 2 * DEPTH and more themselves
+SLAB = {"cpu": 512, "cuda": 4096}  # rows of a tile that go through all elementwise steps at once, in the second-level cache
+PAD = 16  # numbers between the rows of a tile: rows a power of two apart would share the cache's sets, which slows the product with the transpose by a tenth
 LIFT = 64.0  # a tile's largest exponential is 2^64, so that its smallest may lie 2^190 below it in float32
 
 
@@ -123,22 +124,23 @@ def _(image, texts, scale, row_weight, column_weight, first, backend, tile):
 def tiles(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: int):
     """Scores unit * image @ texts.T tile by tile, the positives at -inf: (rows, columns, scores, image part, text part). `scores` is one buffer, used again."""
     kind = wide(image.dtype)
-    buffer = image.new_empty(min(tile, len(image)) * min(tile, len(texts)), dtype=kind)
+    buffer = image.new_empty(min(tile, len(image)), min(tile, len(texts)) + PAD, dtype=kind)
     scaling = image.new_empty(min(tile, len(image)), image.shape[1], dtype=kind)
     for i in range(0, len(image), tile):
         a = image[i : i + tile].to(kind)
         scaled = torch.mul(a, unit.to(kind), out=scaling[: len(a)])
         for j in range(0, len(texts), tile):
             b = texts[j : j + tile].to(kind)
-            scores = _negatives(scaled, b, first + i - j, buffer[: len(a) * len(b)].view(len(a), len(b)))
+            scores = _negatives(scaled, b, first + i - j, buffer[: len(a), : len(b)])
             yield slice(i, i + len(a)), slice(j, j + len(b)), scores, a, b
 
 
 def _negatives(scaled: Tensor, b: Tensor, diagonal: int, out: Tensor | None = None) -> Tensor:
     """scaled @ b.T with the positives, which lie on this diagonal, at -inf."""
     scores = b.new_empty(len(scaled), len(b)) if out is None else out
-    for k in range(0, b.shape[1], DEPTH):
-        scores.addmm_(scaled[:, k : k + DEPTH], b[:, k : k + DEPTH].T, beta=float(k > 0))
+    depth = DEPTH if b.shape[1] < 2 * DEPTH else b.shape[1]
+    for k in range(0, b.shape[1], depth):
+        scores.addmm_(scaled[:, k : k + depth], b[:, k : k + depth].T, beta=float(k > 0))
     if -len(scaled) < diagonal < len(b):
         scores.diagonal(diagonal).fill_(-torch.inf)
     return scores
@@ -147,12 +149,15 @@ def _negatives(scaled: Tensor, b: Tensor, diagonal: int, out: Tensor | None = No
 def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
     slab = SLAB.get(image.device.type, SLAB["cuda"])
     rows, columns = (image.new_full((n,), -torch.inf, dtype=torch.float64) for n in (len(image), len(texts)))
+    shift = 0.0  # the last tile's is tried first: 0 needs no subtraction, and serves where no negative's score passes 127
     for i, j, scores, a, b in tiles(image, texts, unit, first, tile):
-        top = float(scores.amax().ceil())  # a whole number is subtracted without rounding
-        parts = [part.sub_(top - LIFT).exp2_() for part in scores.split(slab)]
-        sums = torch.cat([part.sum(1) for part in parts]), sum(part.sum(0) for part in parts)
-        if min(float(x.amin()) for x in sums) >= 2.0**-76:
-            logs = [x.double().log2() + (top - LIFT) for x in sums]
+        sums = _exponential_sums(scores, shift, slab)
+        if not _all_within(sums):
+            scores = _negatives(a * unit.to(a.dtype), b, first + i.start - j.start)
+            shift = float(scores.amax().ceil()) - LIFT  # a whole number is subtracted without rounding
+            sums = _exponential_sums(scores, shift, slab)
+        if _all_within(sums):
+            logs = [x.double().log2() + shift for x in sums]
         else:  # a row or column lies so far below the tile's largest score that it needs a shift of its own
             scores = _negatives(a * unit.to(a.dtype), b, first + i.start - j.start)
             logs = [torch.logsumexp(scores.double() * LN2, dim) / LN2 for dim in (1, 0)]
@@ -160,20 +165,30 @@ def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: in
     return rows, columns
 
 
+def _exponential_sums(scores: Tensor, shift: float, slab: int) -> tuple[Tensor, Tensor]:
+    """Sums of 2^(score - shift) of each row and column; `scores` is overwritten, part by part in the cache."""
+    parts = [((part.sub_(shift) if shift else part).exp2_().sum(1), part.sum(0)) for part in scores.split(slab)]
+    return torch.cat([row for row, _ in parts]), sum(column for _, column in parts)
+
+
+def _all_within(sums: tuple[Tensor, Tensor]) -> bool:
+    """Whether float32 held all that counts: nothing overflowed, and no sum is so small that its terms lost digits."""
+    return all(float(x.amin()) >= 2.0**-76 and float(x.amax()) < torch.inf for x in sums)
+
+
 def _torch_products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
     slab = SLAB.get(image.device.type, SLAB["cuda"])
     d_image, d_texts = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (image, texts))
+    shift, least = max(float(x.amax().ceil()) for x in (row_weight, column_weight)), min(float(x.amin()) for x in (row_weight, column_weight))
+    lifted = shift - least <= 100  # s + weight <= 0, so that s + shift lies in the range of float32: one exponential a pair
+    u, v = ((x - shift).exp2().to(d_image.dtype) if lifted else x.to(d_image.dtype) for x in (row_weight[:, None], column_weight))
     for i, j, scores, a, b in tiles(image, texts, unit, first, tile):
-        u, v = row_weight[i, None], column_weight[None, j]
-        shift, least = max(float(x.amax().ceil()) for x in (u, v)), min(float(x.amin()) for x in (u, v))
-        if shift - least <= 100:  # s + u <= 0 and s + v <= 0, so that s + shift lies in the range of float32
-            row, column = (u - shift).exp2().to(a.dtype), (v - shift).exp2().to(a.dtype)
-            for part, weight in zip(scores.split(slab), row.split(slab)):
-                part.add_(shift).exp2_().mul_(weight + column)
-        else:  # one shift does not serve this tile: two exponentials a pair
-            for part, weight in zip(scores.split(slab), u.to(a.dtype).split(slab)):
-                other = (part + v.to(a.dtype)).exp2_()
-                part.add_(weight).exp2_().add_(other)
+        for part, row in zip(scores.split(slab), u[i].split(slab)):
+            if lifted:
+                part.add_(shift).exp2_().mul_(row + v[j])
+            else:
+                other = (part + v[j]).exp2_()
+                part.add_(row).exp2_().add_(other)
         d_image[i].addmm_(scores, b)
         d_texts[j].addmm_(scores.T, a)
     return d_image, d_texts

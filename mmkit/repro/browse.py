@@ -1,13 +1,15 @@
 """The runs on the disk: listed, shown, compared, and cleared of what no plan asks for any more."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmkit.errors import MmkitError, unknown
-from mmkit.repro import execute, paths
-from mmkit.repro.runner import alone, clean, read_json
+from mmkit.repro import paths
+from mmkit.repro.paths import is_done, read_json
 
 
 def plans() -> Iterator[str]:
@@ -24,7 +26,7 @@ def runs(plan: str) -> Iterator[str]:
     asked = read_json(folder / "plan.json")["runs"]
     for run in asked:
         state = _state(folder, run["key"])
-        header = read_json(folder / run["key"] / "record.json") if state == "done" else {}
+        header = read_json(f"{folder}/{run['key']}/record.json") if state == "done" else {}
         yield f"{state:<7} {run['key']}  {header['seconds']:6.0f} s  {header['finished']}  {run['label']}" if header else f"{state:<7} {run['key']}  {run['label']}"
     others = _others(folder, {run["key"] for run in asked})
     if others:
@@ -38,7 +40,7 @@ def show(key: str) -> Iterator[str]:
         yield f"{name}: {value}"
     for row in _rows(folder):
         yield f"{row['arm']}, {row['task']}, {json.dumps(row['condition'])}: " + ", ".join(f"{name} {value:.4g}" for name, value in row["scores"].items())
-    yield from (folder / execute.LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if (folder / execute.LOG).exists() else []
+    yield from (folder / paths.LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if (folder / paths.LOG).exists() else []
     yield f"the executed notebook: {folder / 'notebook.ipynb'}"
 
 
@@ -53,6 +55,8 @@ def diff(first: str, second: str) -> Iterator[str]:
 
 def tidy(plan: str, *, really: bool) -> Iterator[str]:
     """Remove what the plan's last call did not ask for, and its failures; only say it unless `really`. Raises: MmkitError while the plan is being run."""
+    from mmkit.repro.runner import alone, clean  # the other commands do without its imports
+
     folder = _folder(plan)
     with alone(folder):
         clean(folder)
@@ -73,11 +77,12 @@ def _folder(plan: str) -> Path:
 
 
 def _others(folder: Path, asked: set[str]) -> list[Path]:
-    return [*(path for path in sorted(folder.glob("[0-9a-f]*")) if len(path.name) == 16 and path.name not in asked), *folder.glob("failed/*")]
+    kept = sorted(name for name in os.listdir(folder) if re.fullmatch("[0-9a-f]{16}", name) and name not in asked)
+    return [*(folder / name for name in kept), *folder.glob("failed/*")]
 
 
 def _state(folder: Path, key: str) -> str:
-    return "done" if execute.is_done(folder, key) else "failed" if (folder / "failed" / key).exists() else "to do"
+    return "done" if is_done(folder, key) else "failed" if (folder / "failed" / key).exists() else "to do"
 
 
 def _find(key: str) -> Path:

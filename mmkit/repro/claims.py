@@ -151,16 +151,17 @@ def history(manifest: dict, *, folder: Path | None = None) -> dict[str, str]:
 def _told(name: str, files: list[tuple[datetime, dict]], runs: list[tuple[datetime, dict]]) -> str:
     """One claim's history; what a run says of it counts as a version, since a file may be committed after the run that used it."""
     first = min(when for when, _ in runs)
-    side = lambda when: "before" if when < first else "with" if when == first else "after"  # noqa: E731
+    side = lambda when: f"{'after' if when > first else 'before'} its first run on record"  # noqa: E731
     known = [when for when, file in files if name in file]
     if not known:
         return f"not known: git has no history of this claim here; it was run as it stands on {_day(first)}"
     states = sorted(((when, _plain(file[name])) for when, file in [*files, *runs] if name in file), key=lambda state: state[0])
-    said = [f"declared on {_day(states[0][0])}, {side(states[0][0])} its first run on {_day(first)}"]
+    declared = f"declared on {_day(states[0][0])}, {side(states[0][0])}" if states[0][0] in known else f"declared with its first run on record, in git since {_day(known[0])}"
+    said = [f"{declared} ({_day(first)})"]
     for (_, old), (when, new) in pairwise(states):
         if old != new:
             what = "wording" if all(old[key] == new[key] for key in old if key not in WORDING) else "terms"
-            said.append(f"{what} changed on {_day(when)}, {side(when)} its first run")
+            said.append(f"{what} changed on {_day(when)}, {side(when)}")
     return "; ".join(said)
 
 
@@ -183,7 +184,7 @@ def _versions(path: Path) -> Iterator[tuple[datetime, str]]:
 
     try:
         if git("rev-parse", "--is-shallow-repository").strip() == "false":
-            for line in git("log", "--reverse", "--diff-filter=d", "--format=%H %cI", "--", path.name).splitlines():
+            for line in git("log", "--reverse", "--diff-filter=AM", "--format=%H %cI", "--", path.name).splitlines():
                 commit, when = line.split()
                 yield datetime.fromisoformat(when), git("show", f"{commit}:./{path.name}")
     except (OSError, subprocess.TimeoutExpired):  # no git, or no such folder: nothing is known

@@ -26,10 +26,11 @@ from mmkit import notebooks
 from mmkit.data.folders import sync
 from mmkit.errors import MmkitError
 from mmkit.repro import records
+from mmkit.repro.paths import LOG, is_done
 from mmkit.repro.plan import Planned, fingerprint
 from mmkit.repro.warm import GONE, Child, Warm
 
-CODE, RUNNER, LOG = ".code", ".runner", "stderr.txt"
+CODE, RUNNER = ".code", ".runner"
 MACHINE_FAULTS = ("kernel died", "process died", "time limit", "out of memory")
 NO_MEMORY = ("MemoryError", "OutOfMemoryError")
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")}
@@ -74,11 +75,6 @@ def dispatch(run: Planned, batch: Path, token: str) -> tuple[dict | None, float]
     return failure, time.monotonic() - begun
 
 
-def is_done(batch: Path, key: str) -> bool:
-    """A run is done when its record exists: nothing else counts."""
-    return (batch / key / "record.json").is_file()
-
-
 def _place(work: Path, target: Path) -> None:
     """Give a finished run its name. Who comes second leaves what is there: it is the same run."""
     try:
@@ -106,7 +102,7 @@ def _start(run: Planned, work: Path, log: int, token: str) -> subprocess.Popen |
     batch = work.parent
     path = os.pathsep.join(filter(None, [str(batch / CODE), os.environ.get("PYTHONPATH")]))
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": path, "TQDM_DISABLE": "1"}
-    own, child = {"MMKIT_RUN_DIR": str(work), "MMKIT_PROFILE": run.profile}, None
+    own, child = {"MMKIT_RUN_DIR": str(work), "MMKIT_PROFILE": run.profile} | ({"MMKIT_TENSORBOARD": run.tensorboard} if run.tensorboard else {}), None
     if sys.platform == "linux":
         with _one_at_a_time:
             warm = _warm.get(batch)

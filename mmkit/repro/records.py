@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache, cached_property
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ import psutil
 from mmkit.errors import MmkitError, unknown
 from mmkit.notebooks import PROFILES
 
-if TYPE_CHECKING:  # a run's outer process has no need of torch and pandas, whose import costs seconds
+if TYPE_CHECKING:  # a run's outer process has no need of torch, pandas and arrow, whose import costs seconds
     import pandas as pd
+    import pyarrow as pa
 
     from mmkit.metrics.score import Score
 
@@ -35,7 +37,7 @@ class Result:
     """One recorded run: its row, and its per-item values as a long table (score, cluster, value)."""
 
     row: dict
-    items: "pd.DataFrame"
+    items: "pa.Table"
 
     @property
     def condition(self) -> dict:
@@ -43,15 +45,18 @@ class Result:
         return {**self.row["condition"], "data": self.row["data"], "task": self.row["task"]}
 
     @cached_property
-    def _by_score(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        groups = self.items.groupby("score", observed=True, sort=False)
-        return {str(name): (part["value"].to_numpy(), part["cluster"].to_numpy()) for name, part in groups}
+    def _scores(self) -> tuple[list[str], np.ndarray]:
+        """The names of scores, and of each item the place of its own among them."""
+        column = self.items["score"].unify_dictionaries().combine_chunks()
+        return column.dictionary.to_pylist(), column.indices.to_numpy()
 
     def items_of(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Per-item values and clusters of one metric, (n,) each. Raises: MmkitError for one that was not recorded."""
         if name not in self.row["scores"]:
             raise unknown("score", name, self.row["scores"])
-        return self._by_score[name]
+        names, code = self._scores
+        mine = code == names.index(name)
+        return self.items["value"].to_numpy()[mine], self.items["cluster"].to_numpy()[mine]
 
     def score(self, name: str) -> "Score":
         """One metric as it was recorded. Raises: MmkitError for one that was not, with the nearest one that was."""
@@ -126,13 +131,13 @@ def recorded() -> list[Result]:
     return read(Path(folder)) if folder and (Path(folder) / "results.jsonl").exists() else list(_kept)
 
 
-def items_table(scores: dict[str, "Score"]) -> "pd.DataFrame":
-    """Scores as one long table: score (categorical), cluster (int64), value (float64)."""
-    import pandas as pd
+def items_table(scores: dict[str, "Score"]) -> "pa.Table":
+    """Scores as one long table: score (dictionary), cluster (int64), value (float64)."""
+    import pyarrow as pa
 
-    names = pd.Categorical.from_codes(np.repeat(np.arange(len(scores)), [len(s.items) for s in scores.values()]), list(scores))
-    cluster = np.concatenate([s.clusters for s in scores.values()])
-    return pd.DataFrame({"score": names, "cluster": cluster, "value": np.concatenate([s.items for s in scores.values()])})
+    codes = np.repeat(np.arange(len(scores), dtype=np.int32), [len(s.items) for s in scores.values()])
+    cluster, value = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("clusters", "items"))
+    return pa.table({"score": pa.DictionaryArray.from_arrays(codes, list(scores)), "cluster": cluster, "value": value})
 
 
 def read(folder: Path) -> list[Result]:
@@ -140,7 +145,7 @@ def read(folder: Path) -> list[Result]:
 
     Raises: MmkitError for another record format, or for a row or its items that cannot be read.
     """
-    import pandas as pd
+    from pyarrow.parquet import ParquetFile  # read_table, and pandas above it, take several times as long for small files
 
     folder = Path(folder)
     path = folder / "results.jsonl"
@@ -149,10 +154,14 @@ def read(folder: Path) -> list[Result]:
         for row in rows:
             check_schema(row, path)
         if (folder / "items.parquet").exists():
-            parts = dict(tuple(pd.read_parquet(folder / "items.parquet").groupby("result", sort=False)))
+            items = ParquetFile(folder / "items.parquet").read()
+            starts = np.searchsorted(items["result"].to_numpy(), np.arange(len(rows)))
+            parts = [items.slice(start, end - start) for start, end in pairwise([*starts, len(items)])]
         else:
-            parts = {number: pd.read_parquet(folder / "items" / f"{number:04d}.parquet") for number in range(len(rows))}
-        return [Result(row, parts[number]) for number, row in enumerate(rows)]
+            parts = [ParquetFile(folder / "items" / f"{number:04d}.parquet").read() for number in range(len(rows))]
+        if not all(map(len, parts)):
+            raise ValueError("a result without items")
+        return list(map(Result, rows, parts))
     except (OSError, ValueError, KeyError) as error:
         raise MmkitError(f"the records in {folder} are damaged ({type(error).__name__}: {error}): remove that folder and run the plan again") from error
 
@@ -166,13 +175,15 @@ def check_schema(row: dict, path: Path) -> None:
 
 def write(folder: Path, results: Iterable[Result]) -> None:
     """Write results compactly, as `results.jsonl` and one `items.parquet` (for records that are published)."""
-    import pandas as pd
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
 
     folder.mkdir(parents=True, exist_ok=True)
     results = list(results)
     lines = [json.dumps(result.row, sort_keys=True, allow_nan=False) for result in results]
-    items = pd.concat([result.items.assign(score=result.items["score"].astype(str), result=np.int32(n)) for n, result in enumerate(results)])
-    items.astype({"score": "category"}).to_parquet(folder / "items.parquet", index=False, compression="zstd")
+    parts = [result.items.select(["score", "cluster", "value"]).append_column("result", pa.repeat(pa.scalar(n, pa.int32()), len(result.items))) for n, result in enumerate(results)]
+    items = pa.concat_tables([part.set_column(0, "score", part["score"].cast(pa.string())) for part in parts]).combine_chunks()
+    write_table(items.set_column(0, "score", items["score"].dictionary_encode()), folder / "items.parquet", compression="zstd")
     (folder / "results.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
@@ -230,11 +241,13 @@ def _plain(value):
     raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
 
 
-def _append(folder: Path, line: str, items: "pd.DataFrame") -> None:
+def _append(folder: Path, line: str, items: "pa.Table") -> None:
     """Items first, then the row that makes them count."""
+    from pyarrow.parquet import write_table
+
     path = folder / "results.jsonl"
     number = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
     (folder / "items").mkdir(exist_ok=True)
-    items.to_parquet(folder / "items" / f"{number:04d}.parquet", index=False, compression="zstd")
+    write_table(items, folder / "items" / f"{number:04d}.parquet", compression="zstd")
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from mmkit import notebooks
 from mmkit.repro import paths, runner, stats
-from mmkit.repro.claims import Claim, Verdict, aligned_terms, evaluate, read_claims
+from mmkit.repro.claims import Claim, Verdict, aligned_terms, evaluate, history, read_claims, waiting
 from mmkit.repro.plan import code_hash
 from mmkit.repro.records import Result
 
@@ -45,26 +45,28 @@ def export(plan: str = "head_to_head", *, out: Path | None = None, publish: bool
     Raises: MmkitError when the plan has no records yet.
     """
     name = Path(plan).stem if Path(plan).suffix else str(plan)
-    batch, folder = (batch, paths.runs() / name) if batch else open_batch(name)
-    if publish:
-        runner.publish(batch, paths.notebooks() / "records" / name)
     place = paths.runs() / name
+    folder = place if batch else _folder(name)
+    asked = batch.manifest["plan"] if batch else runner.manifest(folder)["plan"]
+    if publish:
+        runner.publish(batch or runner.load(folder), paths.notebooks() / "records" / name)
     executed = place / "report.ipynb"
-    notebooks.execute(
-        paths.notebooks() / f"{NOTEBOOK}.ipynb", executed, {"plan": name, "runs_dir": str(folder.parent)}, profile=batch.manifest["plan"]["profile"]
-    )
+    notebooks.execute(paths.notebooks() / f"{NOTEBOOK}.ipynb", executed, {"plan": name, "runs_dir": str(folder.parent)}, profile=asked["profile"])
     out = Path(out) if out else place / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(executed, title=batch.manifest["plan"]["title"]), encoding="utf-8")
+    out.write_text(page(executed, title=asked["title"]), encoding="utf-8")
     return out
 
 
 def open_batch(plan: str, runs_dir: str = "") -> tuple[runner.Batch, Path]:
     """A plan's records and their folder: those of `runs_dir` (default: the runs made here), else the published ones."""
-    own = Path(runs_dir) / plan if runs_dir else paths.runs() / plan
-    published = paths.notebooks() / "records" / plan
-    folder = own if runs_dir or (own / "plan.json").exists() or not published.exists() else published
+    folder = Path(runs_dir) / plan if runs_dir else _folder(plan)
     return runner.load(folder), folder
+
+
+def _folder(plan: str) -> Path:
+    own, published = paths.runs() / plan, paths.notebooks() / "records" / plan
+    return own if (own / "plan.json").exists() or not published.exists() else published
 
 
 def verdicts(batch: runner.Batch) -> list[Verdict]:
@@ -127,9 +129,9 @@ def _size(verdict: Verdict, value: float) -> str:
     return f"x{2**value:.3g}" if verdict.claim.scale == "log2" else f"{value:.3g}"
 
 
-def claim_cards(found: Sequence[Verdict]) -> str:
-    """HTML: per claim its source, scope, what was compared, the verdict's reason, and its limits."""
-    cards, declared = [], {claim.id: claim for claim in read_claims()}
+def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
+    """HTML: per claim its source, scope, what was compared, the verdict's reason, and its limits; with the plan's manifest also the claim's history, from git."""
+    cards, declared, past = [], {claim.id: claim for claim in read_claims()}, history(manifest) if manifest else {}
     for verdict in found:
         claim = verdict.claim
         lines = {
@@ -140,12 +142,23 @@ def claim_cards(found: Sequence[Verdict]) -> str:
             "Power": _power(verdict) if verdict.estimate else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
             "Limits": claim.limits,
+            "History": past.get(claim.id, ""),
             "Changed": "claims.yaml reads differently now; this is the verdict on the claim as it stood when it was run" if declared.get(claim.id, claim) != claim else "",
         }
         rows = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items() if text)
         title = f"{SIGNS[verdict.verdict]} {claim.id}: {html.escape(claim.statement)}"
         cards.append(f'<details><summary><b style="color:{COLOURS[verdict.verdict]}">{title}</b></summary><dl>{rows}</dl></details>')
     return "\n".join(cards)
+
+
+def waiting_claims(manifest: dict) -> str:
+    """HTML, folded: the claims that are declared and not run yet, by the plan that would run them."""
+    parts, found = [], waiting(manifest)
+    for plan in sorted(found, key=lambda name: (not name, name)):
+        rows = "".join(f"<dt>{claim.id}</dt><dd>{html.escape(claim.statement)}</dd>" for claim in found[plan])
+        parts.append(f"<p>{f'mmkit reproduce {plan}' if plan else 'Their experiments do not exist yet:'}</p><dl>{rows}</dl>")
+    count = sum(map(len, found.values()))
+    return f"<details><summary>Declared, not run yet: {count} claims of other plans and of experiments to come</summary>{''.join(parts)}</details>" if count else ""
 
 
 def _power(verdict: Verdict) -> str:

@@ -19,6 +19,7 @@ import mmkit
 from mmkit.data.progress import progress
 from mmkit.errors import MmkitError
 from mmkit.repro import execute, paths, records
+from mmkit.repro.paths import is_done, read_json
 from mmkit.repro.plan import Plan, Planned, code_hash, expand, read_plan
 from mmkit.repro.warm import IMPORTS, imports
 
@@ -59,10 +60,10 @@ def run_plan(
     declared = [claim.model_dump() for claim in read_claims(plan.claims)] if plan.claims else []
     runs = expand(plan, prepare=not dry_run)
     folder = paths.runs() / plan.name
-    waiting = [run for run in runs if not execute.is_done(folder, run.key)]
+    waiting = [run for run in runs if not is_done(folder, run.key)]
     if dry_run:
         for run in runs:
-            say(f"{'done ' if execute.is_done(folder, run.key) else 'to do'}  {run.key}  {run.label}")
+            say(f"{'done ' if is_done(folder, run.key) else 'to do'}  {run.key}  {run.label}")
         say(f"{len(runs)} runs, {len(runs) - len(waiting)} done{_estimate(folder, waiting, workers or _cores())}")
         return Batch({}, [], [], [], [run.label for run in waiting])
     try:
@@ -158,13 +159,13 @@ def load(folder: Path) -> Batch:
     folder: `runs/PLAN`, or published records. Raises: MmkitError when nothing is there, or for another record format.
     """
     folder = Path(folder)
-    manifest = read_json(folder / "plan.json", f"no runs in {folder}: make them first with 'mmkit reproduce {folder.name}'")
+    asked = manifest(folder)
     if (folder / "results.jsonl").exists():
-        return Batch(manifest, records.read(folder), manifest["headers"], manifest["failures"], manifest["missing"])
+        return Batch(asked, records.read(folder), asked["headers"], asked["failures"], asked["missing"])
     results, headers, failures, missing = [], [], [], []
-    for run in manifest["runs"]:
+    for run in asked["runs"]:
         failed = folder / "failed" / run["key"] / "failure.json"
-        if execute.is_done(folder, run["key"]):
+        if is_done(folder, run["key"]):
             header = read_json(folder / run["key"] / "record.json")
             records.check_schema(header, folder / run["key"] / "record.json")
             found = records.read(folder / run["key"]) if header["results"] else []
@@ -178,7 +179,12 @@ def load(folder: Path) -> Batch:
             failures.append(read_json(failed))
         else:
             missing.append(run["label"])
-    return Batch(manifest, results, headers, failures, missing)
+    return Batch(asked, results, headers, failures, missing)
+
+
+def manifest(folder: Path) -> dict:
+    """What the plan's last call asked for. Raises: MmkitError when nothing is there."""
+    return read_json(folder / "plan.json", f"no runs in {folder}: make them first with 'mmkit reproduce {folder.name}'")
 
 
 def publish(batch: Batch, folder: Path) -> None:
@@ -253,16 +259,6 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return ask[0].stdout.strip() + ("+" if ask[1].stdout.strip() else "") if ask[0].returncode == 0 else "unknown"
-
-
-def read_json(path: Path, missing: str = "") -> dict:
-    """A file of a run's or plan's folder. Raises: MmkitError when it is gone or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MmkitError(missing or f"{path} is gone: run the plan again") from None
-    except ValueError as error:
-        raise MmkitError(f"{path} is damaged ({error}): remove its folder and run the plan again") from error
 
 
 def _cores() -> int:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkit.errors import MmkitError
 from mmkit.training.cost import Phase
+from mmkit.training.curves import curves
 
 
 def batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -53,34 +54,39 @@ def train(
     history, best, best_weights = [], -math.inf, None
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
     model.train()
-    started = time.perf_counter()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warmup_cosine(step, steps)
-        if step == 0:
-            with FlopCounterMode(display=False) as counter:
+    with curves(where) as write:
+        started = time.perf_counter()
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * warmup_cosine(step, steps)
+            if step == 0:
+                with FlopCounterMode(display=False) as counter:
+                    loss = loss_of(next(rows))
+                    loss.backward()
+                phase.flops = float(counter.get_total_flops()) * steps
+            else:
                 loss = loss_of(next(rows))
                 loss.backward()
-            phase.flops = float(counter.get_total_flops()) * steps
-        else:
-            loss = loss_of(next(rows))
-            loss.backward()
-        if not torch.isfinite(loss):
-            raise MmkitError(f"the loss became {loss.item()} in {where}, step {step} of {steps}: lower lr (now {lr:g}) or look for NaN in the inputs")
-        if adjust:
-            adjust()
-        nn.utils.clip_grad_norm_(parameters, clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step in check_at:
-            phase.seconds += time.perf_counter() - started
-            model.eval()
-            score = _validated(validate, f"{where}, validation after step {step + 1} of {steps}")
-            model.train()
-            history.append({"where": where, "step": step + 1, "loss": loss.item(), "validation": score})
-            if score > best:
-                best, best_weights = score, deepcopy(model.state_dict())
-            started = time.perf_counter()
+            if write:
+                write(step + 1, loss=loss.item(), learning_rate=optimizer.param_groups[0]["lr"])
+            if not torch.isfinite(loss):
+                raise MmkitError(f"the loss became {loss.item()} in {where}, step {step} of {steps}: lower lr (now {lr:g}) or look for NaN in the inputs")
+            if adjust:
+                adjust()
+            nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step in check_at:
+                phase.seconds += time.perf_counter() - started
+                model.eval()
+                score = _validated(validate, f"{where}, validation after step {step + 1} of {steps}")
+                model.train()
+                if write:
+                    write(step + 1, validation=score)
+                history.append({"where": where, "step": step + 1, "loss": loss.item(), "validation": score})
+                if score > best:
+                    best, best_weights = score, deepcopy(model.state_dict())
+                started = time.perf_counter()
     phase.seconds += time.perf_counter() - started
     if best_weights is not None:
         model.load_state_dict(best_weights)
