@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmkit.core import contrastive_loss, retrieval_ranks, topk
+from mmkit.core import contrastive_loss, ranks_both_ways, retrieval_ranks, topk
+from mmkit.core import ranks as core_ranks
 
 
 def unit(n, d, seed, dtype=torch.float64):
@@ -110,6 +111,38 @@ def test_ranks_are_those_of_sorting(name, chunk):
     ranks = retrieval_ranks(*given, chunk=chunk)
     assert ranks.dtype == torch.int64 and ranks.tolist() == ranks_by_sorting(*given)
     assert len(set(ranks.tolist())) > 3, "the example tells ranks apart"
+
+
+@pytest.mark.parametrize("kind", ["apart", "whole numbers", "near together", "all alike"])
+@pytest.mark.parametrize("tile", [7, 512])
+def test_ranks_both_ways_are_those_of_sorting(kind, tile, monkeypatch):
+    draw = torch.Generator().manual_seed(2)
+    image, text, images = torch.randn(31, 6, generator=draw), torch.randn(90, 6, generator=draw), torch.arange(31)
+    owner = torch.cat([images, torch.randint(31, (59,), generator=draw)])[torch.randperm(90, generator=draw)]
+    if kind == "whole numbers":
+        image, text = image.round(), text.round()
+    if kind == "near together":  # closer than float32 tells, and some equal
+        image, text = 1 + 1e-6 * image, (1 + 1e-6 * text)[torch.arange(90) // 2]
+    if kind == "all alike":
+        image, text = torch.ones_like(image), torch.ones_like(text)
+    exact = image.double(), text.double()
+    expected = ranks_by_sorting(*exact, images, owner), ranks_by_sorting(*exact[::-1], owner, images)
+    found = ranks_both_ways(image, text, owner, tile=tile)
+    assert (found[0].tolist(), found[1].tolist()) == expected
+    monkeypatch.setattr(core_ranks, "CROWDED", 1.0)  # each open pair by itself, however many they are
+    monkeypatch.setattr(core_ranks, "retrieval_ranks", None)
+    found = ranks_both_ways(image, text, owner, tile=tile)
+    assert (found[0].tolist(), found[1].tolist()) == expected
+
+
+def test_ranks_both_ways_refuse_what_one_way_refuses():
+    eye, rows = torch.eye(4), torch.arange(4)
+    with pytest.raises(ValueError, match="query 2 has no positive in the gallery"):
+        ranks_both_ways(eye, eye, torch.tensor([0, 1, 3, 3]))
+    with pytest.raises(ValueError, match="shapes do not match"):
+        ranks_both_ways(eye, eye, rows[:3])
+    with pytest.raises(ValueError, match="not finite"):
+        ranks_both_ways(eye * torch.nan, eye, rows)
 
 
 def test_ties_count_against_the_model():

@@ -5,7 +5,7 @@ from mmkit.core.contrastive import contrastive_loss
 from mmkit.core.distributed import average_gradients
 from mmkit.core.gradient_cache import gradient_cache
 from mmkit.core.linear_cross_entropy import linear_cross_entropy
-from mmkit.core.ranks import retrieval_ranks, topk
+from mmkit.core.ranks import ranks_both_ways, retrieval_ranks, topk
 from mmkit.core.sigmoid import sigmoid_loss
 
-__all__ = ["Choice", "average_gradients", "choose", "contrastive_loss", "gradient_cache", "linear_cross_entropy", "retrieval_ranks", "sigmoid_loss", "topk"]
+__all__ = ["Choice", "average_gradients", "choose", "contrastive_loss", "gradient_cache", "linear_cross_entropy", "ranks_both_ways", "retrieval_ranks", "sigmoid_loss", "topk"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
+PAD = 16  # numbers between a tile's rows: rows a power of two apart share the cache's sets, and products with the transpose take a tenth longer
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
 LOG = logging.getLogger("mmkit.core")
 

@@ -4,11 +4,14 @@ Scores are the float64 dot products of the given numbers. They are computed in t
 leaves open are computed again in float64, one dot product each, so that equal rows tie exactly.
 """
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
-from mmkit.core.backend import choose, wide
+from mmkit.core.backend import PAD, choose, wide
 
+CACHED = 2**19  # scores that are counted at once, in the second-level cache
 CROWDED = 0.02  # share of open pairs in a chunk from which one float64 product is cheaper than a dot product each
 
 
@@ -56,28 +59,78 @@ def _counted(queries: Tensor, gallery: Tensor, positives: tuple[Tensor, Tensor],
     return surely + 1, (maybe > surely).nonzero()[:, 0]
 
 
+@torch.no_grad()
+def ranks_both_ways(image: Tensor, text: Tensor, owner: Tensor, *, tile: int = 2048) -> tuple[Tensor, Tensor]:
+    """Ranks (N,) of each image's best text and (M,) of each text's image: `retrieval_ranks` in both directions, from one product.
+
+    image (N, D), text (M, D); text j belongs to image owner[j]. Raises ValueError as `retrieval_ranks`, also for an image without a text.
+    """
+    rows, texts = torch.arange(len(image), device=image.device), torch.arange(len(text), device=text.device)
+    known = image.shape[1:] == text.shape[1:] and len(owner) == len(text) and torch.bincount(owner, minlength=len(image)).bool().all()
+    ranks = _both_ways(image, text, owner, texts, tile) if known and choose(image).name == "torch" else None
+    return ranks or (retrieval_ranks(image, text, rows, owner), retrieval_ranks(text, image, owner, rows))
+
+
+def _both_ways(image: Tensor, text: Tensor, owner: Tensor, texts: Tensor, tile: int) -> tuple[Tensor, Tensor] | None:
+    """Ranks by counting what reaches the right pairs' float64 scores, tile by tile; None where too many pairs lie too near to tell."""
+    kind, own = wide(image.dtype), _dots(text, image, texts, owner)
+    best = own.new_full((len(image),), -torch.inf).scatter_reduce_(0, owner, own, "amax")
+    error, text_error = _rounding(image, text, kind), _rounding(text, image, kind)
+    i2t, t2i = torch.ones(len(image), dtype=torch.int64, device=image.device), torch.ones_like(texts)
+    buffer = image.new_empty(min(tile, len(image)), min(tile, len(text)) + PAD, dtype=kind)
+    for i, j in product(torch.arange(len(image)).split(tile), torch.arange(len(text)).split(tile)):
+        i, j = slice(int(i[0]), int(i[-1]) + 1), slice(int(j[0]), int(j[-1]) + 1)
+        some, others, bar, text_bar = image[i], text[j], best[i, None], own[j, None]
+        scores = torch.mm(some.to(kind), others.to(kind).T, out=buffer[: len(some), : len(others)])
+        mine = ((owner[j] >= i.start) & (owner[j] < i.stop)).nonzero()[:, 0]
+        scores[owner[j][mine] - i.start, mine] = -torch.inf
+        across = _ahead(scores, bar - error[i], bar + error[i], lambda x, y, some=some, others=others, bar=bar: _dots(some, others, x, y) >= bar[x, 0])
+        down = _ahead(scores.T, text_bar - text_error[j], text_bar + text_error[j], lambda y, x, some=some, others=others, bar=text_bar: _dots(others, some, y, x) >= bar[y, 0])
+        if across is None or down is None:
+            return None
+        i2t[i] += across
+        t2i[j] += down
+    return i2t, t2i
+
+
 def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Ranks of one chunk; (rows, columns) are its positive pairs, `error` (chunk, 1) bounds the rounding of its scores, which are changed."""
     best = scores.new_full((len(queries), 1), -torch.inf)
     best[:, 0].scatter_reduce_(0, rows, scores[rows, columns], "amax")
     scores[rows, columns] = -torch.inf  # what is left are the wrong rows
-    surely, maybe = (_count(scores, best + side * 2 * error) for side in (1, -1))
-    open_pairs = int((maybe - surely).sum())
-    if not open_pairs:
-        return surely + 1
-    if open_pairs > CROWDED * scores.numel() and scores.dtype != torch.float64:
+
+    def reaches(i, j):
+        top = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+        return _dots(queries, gallery, i, j) >= top.scatter_reduce_(0, rows, _dots(queries, gallery, rows, columns), "amax")[i]
+
+    ahead = _ahead(scores, best - 2 * error, best + 2 * error, reaches)
+    if ahead is None:
         queries, gallery = queries.double(), gallery.double()
         ((_, scores, error),) = _scores(queries, gallery, len(queries))
         return _ranks(queries, gallery, scores, error, rows, columns)
-    top = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
-    top.scatter_reduce_(0, rows, _dots(queries, gallery, rows, columns), "amax")
-    doubtful = (maybe > surely).nonzero()[:, 0]
-    near = scores[doubtful]
-    low, high = (best + side * 2 * error for side in (-1, 1))
-    i, j = ((near >= low[doubtful]) & (near < high[doubtful])).nonzero(as_tuple=True)
-    i = doubtful[i]
-    ahead = _dots(queries, gallery, i, j) >= top[i]
-    return surely + 1 + torch.bincount(i[ahead], minlength=len(queries))
+    return ahead + 1
+
+
+def _ahead(scores: Tensor, low: Tensor, high: Tensor, reaches) -> Tensor | None:
+    """How many scores of each row (n, m) reach a bar that lies between low and high (n, 1): reaches(i, j) settles the pairs in between. None when
+    those are so many that one float64 product is cheaper."""
+    low, high = low.to(scores.dtype), high.to(scores.dtype)
+    slab = max(1, CACHED // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
+    counts, open_pairs = [], 0
+    for start in range(0, len(scores), slab):
+        part, bottom, top = (x[start : start + slab] for x in (scores, low, high))
+        surely, maybe = _count(part, top), _count(part, bottom)
+        doubtful = (maybe > surely).nonzero()[:, 0]
+        if len(doubtful):
+            open_pairs += int((maybe - surely).sum())
+            if open_pairs > CROWDED * scores.numel() and scores.dtype != torch.float64:
+                return None
+            near = part[doubtful]
+            i, j = ((near >= bottom[doubtful]) & (near < top[doubtful])).nonzero(as_tuple=True)
+            i = doubtful[i]
+            surely += torch.bincount(i[reaches(i + start, j)], minlength=len(part))
+        counts.append(surely)
+    return torch.cat(counts)
 
 
 def _count(scores: Tensor, bar: Tensor) -> Tensor:
@@ -143,4 +196,5 @@ def _rounding(queries: Tensor, gallery: Tensor, kind: torch.dtype) -> Tensor:
 
 def _dots(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """float64 dot products of pairs, each added in the same order, so that equal rows score equally."""
-    return torch.cat([(queries[i].double() * gallery[j].double()).sum(1) for i, j in zip(rows.split(8192), columns.split(8192))])
+    strip = 1024 if queries.device.type == "cpu" else 8192
+    return torch.cat([(queries[i].double() * gallery[j].double()).sum(1) for i, j in zip(rows.split(strip), columns.split(strip))])

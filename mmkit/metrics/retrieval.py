@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkit.core import retrieval_ranks
+from mmkit.core import ranks_both_ways, retrieval_ranks
 from mmkit.errors import MmkitError
 from mmkit.metrics.score import Score
 
@@ -21,8 +21,7 @@ def retrieval_scores(image: Tensor, text: Tensor, owner: Tensor, *, ks: tuple[in
     An image's rank is that of its best-placed caption, as in the field's protocol (Karpathy & Fei-Fei, arXiv 1412.2306).
     Raises MmkitError for an owner that is no image, ValueError (of `core`) for an image without a caption.
     """
-    rows, groups = torch.arange(len(image)), _groups(image, owner, clusters)
-    ranks = {"i2t": retrieval_ranks(image, text, rows, owner), "t2i": retrieval_ranks(text, image, owner, rows)}
+    groups, ranks = _groups(image, owner, clusters), dict(zip(("i2t", "t2i"), ranks_both_ways(image, text, owner)))
     scores = {}
     for way, rank in ranks.items():
         for k in ks:
