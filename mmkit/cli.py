@@ -95,8 +95,7 @@ def _curves(folder: Path | None) -> None:
     """Tell the runs where their training curves go. Raises MmkitError."""
     if folder and not find_spec("tensorboard"):
         raise MmkitError("--tensorboard needs TensorBoard: pip install 'mmkit[tensorboard]'")
-    if folder:
-        os.environ["MMKIT_TENSORBOARD"] = str(folder.expanduser().absolute())
+    os.environ.update({"MMKIT_TENSORBOARD": str(folder.expanduser().absolute())} if folder else {})
 
 
 @runs.command("list")

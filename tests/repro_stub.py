@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 
-from mmkit.repro import plan
+from mmkit.repro import plan, records
+from mmkit.repro.paths import read_json
 
 SETUP = """
 import dataclasses, os, sys, time
@@ -77,3 +78,12 @@ def undisturbed(seeds) -> list[tuple]:
         rng = np.random.default_rng(seed)
         expected += [(arm, seed, float(rng.random(20).mean())) for arm in ("a", "b")]
     return sorted(expected)
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """Every finished run and when its record was written; each is whole."""
+    found = {}
+    for path in folder.glob("[0-9a-f]*/record.json"):
+        assert len(records.read(path.parent)) == read_json(path)["results"] == 2
+        found[path.parent.name] = path.stat().st_mtime_ns
+    return found

@@ -1,13 +1,23 @@
 """Claims: what the file may say, what a term matches, and the verdict that follows."""
 
+import json
+import os
+import re
+import subprocess
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 from repro_data import Scores, claim, head_to_head, result
 
+from mmkit import notebooks
 from mmkit.errors import MmkitError
-from mmkit.repro import claims
-from mmkit.repro.claims import Claim, evaluate, read_claims
+from mmkit.repro import claims, records, report
+from mmkit.repro.claims import Claim, evaluate, history, read_claims, waiting
+from mmkit.repro.plan import Plan, read_yaml
+from mmkit.strategies.arms import ARMS, DERIVED
 
 
 def terms(score="accuracy", pairs=64, arms=("holistic", "component"), factor=1.0, cost=None):
@@ -155,3 +165,156 @@ def test_claims_by_id(tmp_path):
 def test_the_rule_is_written_where_it_is_applied():
     for name in ("supported", "contradicted", "equivalent", "inconclusive", "not evidence"):
         assert name in claims.RULE
+
+
+PLANS = {path.stem: read_yaml(path, Plan) for path in sorted((ROOT / "notebooks" / "plans").glob("*.yaml"))}
+JUDGED = {plan.name: read_claims(plan.claims) for plan in PLANS.values() if plan.claims}
+NO_RUNS = {"claims": []}
+
+
+def test_every_claim_has_a_plan_or_is_said_to_be_not_run():
+    declared, planned = {c.id for c in read_claims()}, [name for plan in PLANS.values() for name in plan.claims]
+    assert set(planned) <= declared and len(set(planned)) == len(planned), "a plan names a claim that is not there, or two plans judge the same"
+    not_run = waiting(NO_RUNS)
+    assert {c.id for c in not_run.get("", [])} == declared - set(planned), "no plan: said to be declared and not run"
+    assert all(c.id in PLANS[plan].claims for plan, found in not_run.items() if plan for c in found)
+    published = {c["id"] for path in (ROOT / "notebooks" / "records").glob("*/plan.json") for c in json.loads(path.read_text(encoding="utf-8"))["claims"]}
+    assert {c.id for found in not_run.values() for c in found} == declared - published
+
+
+def test_a_claim_of_a_plan_names_arms_that_can_be_trained():
+    for plan, judged in JUDGED.items():
+        for named in judged:
+            unknown = {term.arm for term in named.terms} - {*ARMS, *DERIVED}
+            if unknown:  # an arm that the plan's notebook makes itself is known by its records
+                unknown -= {found.row["arm"] for found in records.read(ROOT / "notebooks" / "records" / plan)}
+            assert not unknown, f"{plan}: {named.id}"
+
+
+def test_a_claim_of_a_plan_is_judged_on_the_seeds_it_asks_for():
+    for plan, judged in JUDGED.items():
+        seeds = {seed for entry in PLANS[plan].notebooks for seed in (range(entry.seeds) if isinstance(entry.seeds, int) else entry.seeds or ())}
+        assert all(named.seeds == len(seeds) for named in judged), plan
+
+
+def test_later_plans_over_the_head_to_head_take_seeds_of_their_own():
+    used = set(range(PLANS["head_to_head"].notebooks[0].seeds))
+    for name in ("shares", "lp_ft", "documents"):
+        assert all(isinstance(entry.seeds, list) and not used & set(entry.seeds) for entry in PLANS[name].notebooks), name
+
+
+def test_the_conditions_of_notebook_06s_claims_are_cases_it_has():
+    """A claim may be declared before its experiment, but not past it: what a plan over notebook 06 judges is what that notebook records."""
+    code = "\n".join(cell["source"] for cell in notebooks.code_cells(notebooks.read(notebooks.resolve("06"))))
+    shares = {f"share {share:g}" for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    for name in ("shares", "lp_ft", "documents"):
+        asked = {case for entry in PLANS[name].notebooks for case in entry.parameters["cases"]}
+        wanted = {term.condition["case"] for named in JUDGED[name] for term in named.terms}
+        assert wanted <= asked and all(f'"{case}"' in code or case in shares for case in asked), name
+
+
+def test_the_documents_claims_and_the_papers_are_all_there():
+    found = read_claims()
+    assert {f"C{number}" for number in range(1, 16)} <= {re.match(r"C\d+|", c.id)[0] for c in found}
+    papers = "2111.07991 1905.12681 2203.15332 2305.01233 2202.10054 2109.01903 2106.09685 1706.00384 1502.03044 1707.05612 2303.15343 2010.00747"
+    assert not [paper for paper in papers.split() if not any(paper in c.source for c in found)]
+    assert all(c.scope and c.limits for c in found)
+    kinds = {"weight-decay", "dropout", "augmentation", "early-stopping", "mixed-precision", "distillation", "adversarial"}
+    assert {c.id for c in found if c.family == "C9"} == {f"C9-{kind}" for kind in kinds}
+
+
+def test_claims_that_wait_are_listed_folded():
+    text = report.waiting_claims(NO_RUNS)
+    count = sum(map(len, waiting(NO_RUNS).values()))
+    assert text.startswith(f"<details><summary>Declared, not run yet: {count} claims") and text.count("<dt>") == count
+    assert "<dt>C7, no experiment yet</dt><dd>Partial fine-tuning keeps the quality of full fine-tuning.</dd>" in text
+    assert re.search(r"no experiment yet.*<dt>[^<]*plan ", text) is None, "those without a plan come last"
+    everything = {"claims": [c.model_dump() for c in read_claims()]}
+    assert waiting(everything) == {} and report.waiting_claims(everything) == ""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A git checkout with a claims file, and `commit(hour, entries)` to change it at that hour."""
+    at = {f"GIT_{who}_{what}": "a@b.c" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+    def git(*words, hour=0):
+        dates = {f"GIT_{who}_DATE": f"2026-03-01T{hour:02}:00:00+00:00" for who in ("AUTHOR", "COMMITTER")}
+        subprocess.run(["git", *words], cwd=tmp_path, env=os.environ | at | dates, check=True, capture_output=True)
+
+    def commit(hour, entries, file="claims.yaml"):
+        path = tmp_path / "notebooks" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entries) if file.endswith("json") else yaml.safe_dump({"claims": entries}), encoding="utf-8")
+        git("add", ".")
+        git("commit", "-m", "a change", hour=hour)
+
+    git("init")
+    commit.folder = tmp_path / "notebooks"
+    return commit
+
+
+def run_at(hour, *entries):
+    """The manifest of a plan that was started at that hour."""
+    begun = datetime(2026, 3, 1, hour, tzinfo=UTC).isoformat()
+    return {"plan": {"name": "toy"}, "started": begun, "claims": [Claim.model_validate(entry).model_dump() for entry in entries]}
+
+
+def test_the_history_of_a_claim_is_that_of_git(checkout):
+    first = claim("C1")
+    checkout(1, [first, claim("C2")])
+    checkout(2, [first, claim("C2"), claim("C3")])
+    checkout(3, [first | {"limits": "toys"}, claim("C2"), claim("C3")])
+    last = first | {"limits": "toys", "smallest_effect": 0.05}
+    checkout(6, [last, claim("C2"), claim("C3")])
+    told = history(run_at(5, first | {"limits": "toys"}, claim("C2")), folder=checkout.folder)
+    assert told["C2"] == "declared on 2026-03-01 01:00 UTC, before its first run on record (2026-03-01 05:00 UTC)" and set(told) == {"C1", "C2"}
+    assert told["C1"] == (
+        f"{told['C2']}; wording changed on 2026-03-01 03:00 UTC, before its first run on record; terms changed on 2026-03-01 06:00 UTC, after its first run on record"
+    )
+
+
+def test_an_earlier_published_run_counts_although_the_plan_was_run_again(checkout):
+    weak = claim("C1", smallest_effect=0.05)
+    checkout(1, [weak])
+    checkout(3, run_at(2, weak), file="records/toy/plan.json")
+    checkout(4, [claim("C1")])
+    told = history(run_at(7, claim("C1")), folder=checkout.folder)["C1"]
+    assert "first run on record (2026-03-01 02:00 UTC); terms changed on 2026-03-01 04:00 UTC, after its first run" in told
+
+
+def test_a_claim_committed_with_its_records_is_told_as_that(checkout):
+    checkout(1, [claim("C2")])
+    checkout(4, [claim("C2"), claim("C1")])
+    told = history(run_at(3, claim("C1")), folder=checkout.folder)["C1"]
+    assert told == "declared with its first run on record, in git since 2026-03-01 04:00 UTC (2026-03-01 03:00 UTC)", "what a run wrote down was declared then"
+
+
+def test_writing_out_a_default_is_no_change(checkout):
+    checkout(1, [claim("C1")])
+    checkout(2, [claim("C1") | {"test": "sign-flip", "scale": "identity"}])
+    assert "changed" not in history(run_at(3, claim("C1")), folder=checkout.folder)["C1"]
+
+
+def test_without_git_the_history_is_not_known(checkout, tmp_path, monkeypatch):
+    (tmp_path / "plain").mkdir()
+    manifest = run_at(3, claim("C1"))
+    unknown = "not known: git has no history of this claim here; it was run as it stands on 2026-03-01 03:00 UTC"
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert history(manifest, folder=tmp_path / "plain") == {"C1": unknown}, "a folder that git knows, without the file"
+    checkout(1, [claim("C1")])
+    subprocess.run(["git", "clone", "--depth", "1", f"file://{tmp_path}", str(tmp_path / "shallow")], check=True, capture_output=True)
+    assert "declared on" in history(manifest, folder=checkout.folder)["C1"]
+    assert history(manifest, folder=tmp_path / "shallow" / "notebooks") == {"C1": unknown}, "half a history would give wrong dates"
+    monkeypatch.setenv("PATH", str(tmp_path / "plain"))
+    assert history(manifest, folder=checkout.folder) == {"C1": unknown}, "no git at all"
+
+
+def test_a_card_tells_the_history(checkout, results):
+    entry = claim("C1")
+    checkout(1, [entry])
+    found = evaluate([Claim.model_validate(entry)], results, draws=500)
+    assert "<dt>History</dt>" not in report.claim_cards(found)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(report, "history", lambda manifest: history(manifest, folder=checkout.folder))
+        assert "<dt>History</dt><dd>declared on 2026-03-01 01:00 UTC, before its first run on record" in report.claim_cards(found, run_at(2, entry))

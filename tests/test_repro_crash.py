@@ -1,6 +1,7 @@
-"""`kill -9` of the runner, its warm process, a run or a kernel, at random times: in the end the table is that of an undisturbed run.
+"""`kill -9` of the runner, its warm process, a run or a kernel, of a Dask scheduler or its workers, at random times: in the end the table
+is that of an undisturbed run.
 
-A handful of kills by default; the long form is `MMKIT_KILLS=40 pytest tests/test_repro_crash.py`.
+A handful of kills by default; the long form is `MMKIT_KILLS=32 pytest -s tests/test_repro_crash.py`, which says what it killed.
 """
 
 import os
@@ -10,67 +11,62 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from itertools import cycle
 
 import psutil
 import pytest
 import yaml
-from repro_stub import make_plan, quiet, rows, undisturbed, write
+from repro_dask import Cluster
+from repro_stub import finished, make_plan, quiet, rows, undisturbed, write
 
-from mmkit.repro import records, runner
+from mmkit.repro import runner
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("MMKIT_KILLS", "6"))
-VICTIMS = ("runner", "warm process", "run", "kernel")
+KILLS = int(os.environ.get("MMKIT_KILLS", "0"))
 
 
-def find(process, victim):
-    """A living process of that kind below a runner, or None."""
-    level = [process]
+def below(pid, level):
+    """A living process so many levels below one, or None."""
     try:
-        for _ in range(VICTIMS.index(victim)):
-            level = [child for parent in level for child in parent.children()]
+        found = [psutil.Process(pid)]
+        for _ in range(level):
+            found = [child for parent in found for child in parent.children()]
     except psutil.NoSuchProcess:
         return None
-    return random.choice(level) if level else None
+    return random.choice(found) if found else None
 
 
-def finished(folder):
-    """Every finished run and when its record was written; each is whole."""
-    found = {}
-    for path in folder.glob("[0-9a-f]*/record.json"):
-        assert len(records.read(path.parent)) == runner.read_json(path)["results"] == 2
-        found[path.parent.name] = path.stat().st_mtime_ns
-    return found
+def storm(folder, victims, kills, begin, tend):
+    """Run a plan to its end, killing all the while, and check after each kill what was finished. The plan grows until there was enough killing.
 
-
-def test_any_process_may_be_killed_at_any_time(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
-    random.seed(KILLS)
-    stub = write(tmp_path / "20_stub.ipynb")
-    file, folder = tmp_path / "stub.yaml", tmp_path / "runs" / "stub"
-    runs, killed, kept, process = 4, Counter(), {}, None
-    limit = time.monotonic() + 120 + 40 * KILLS
-    while sum(killed.values()) < KILLS or process.poll() is None:
+    victims: name -> a process of that kind below the present runner, or None. begin: a runner of a plan file. tend: what must be alive is."""
+    random.seed(kills)
+    stub, file, batches = write(folder / "20_stub.ipynb"), folder / "stub.yaml", folder / "runs" / "stub"
+    runs, killed, kept, process, names, limit = 4, Counter(), {}, None, cycle(victims), time.monotonic() + 120 + 40 * kills
+    name = next(names)
+    while killed.total() < kills or process.poll() is None:
+        tend()
         if process is None or process.poll() is not None:  # at the start, after a kill, or when all is done, which asks for more
-            kept = check(folder, kept)
+            kept = check(batches, kept)
             runs += 4 if len(kept) == runs else 0
             whole = make_plan(stub, parameters={"work": 0.3}, seeds=runs)
             file.write_text(yaml.safe_dump(whole.model_dump()), encoding="utf-8")
-            process = psutil.Popen([sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, workers=2)"], stdout=subprocess.DEVNULL)
+            process = begin(file)
             when = time.monotonic() + random.uniform(0, 6)
         time.sleep(random.uniform(0, 0.1))
-        victim = find(process, VICTIMS[sum(killed.values()) % len(VICTIMS)]) if time.monotonic() > when and sum(killed.values()) < KILLS else None
+        victim = victims[name](process) if time.monotonic() > when and killed.total() < kills else None
         if victim:
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
-                killed[VICTIMS[sum(killed.values()) % len(VICTIMS)]] += 1
+                killed[name] += 1
+                name = next(names)
             when = time.monotonic() + random.uniform(0, 3)
         assert time.monotonic() < limit, f"only {dict(killed)} were killed in time"
-    kept = check(folder, kept)
+    kept = check(batches, kept)
     batch = runner.run_plan(whole, workers=2, say=quiet)
-    check(folder, kept)
+    check(batches, kept)
     assert batch.complete and rows(batch) == undisturbed(range(runs)), dict(killed)
-    assert len(finished(folder)) == runs and not list(folder.glob(".tmp-*")) and not list(folder.glob("failed/*"))
+    assert len(finished(batches)) == runs and not list(batches.glob(".tmp-*")) and not list(batches.glob("failed/*"))
     print(f"killed {dict(killed)}; {runs} runs, each recorded once")
 
 
@@ -79,3 +75,37 @@ def check(folder, before):
     now = finished(folder)
     assert before.items() <= now.items()
     return now
+
+
+def run(file, **options):
+    """A runner of a plan file, as a process."""
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    with open(file.with_suffix(".log"), "ab") as log:
+        return psutil.Popen([sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, {given})"], stdout=subprocess.DEVNULL, stderr=log)
+
+
+def test_any_process_may_be_killed_at_any_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
+    levels = {name: lambda process, level=level: below(process.pid, level) for level, name in enumerate(("runner", "warm process", "run", "kernel"))}
+    storm(tmp_path, levels, KILLS or 6, lambda file: run(file, workers=2), lambda: None)
+
+
+def test_any_process_of_a_cluster_may_be_killed_at_any_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
+    cluster = Cluster(tmp_path)
+
+    def of_workers(level):
+        return below(random.choice(cluster.workers).pid, level) if cluster.workers else None
+
+    victims = {
+        "worker": lambda _: of_workers(0),
+        "scheduler": lambda _: cluster.scheduler if cluster.scheduler.poll() is None else None,
+        "runner": lambda process: process if of_workers(2) else None,  # while it has runs there
+        "run": lambda _: of_workers(2),
+        "kernel": lambda _: of_workers(3),
+    }
+    cluster.up()
+    try:
+        storm(tmp_path, victims, KILLS or 3, lambda file: run(file, scheduler=cluster.up()), cluster.tend)
+    finally:
+        cluster.down()

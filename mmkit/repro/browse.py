@@ -77,8 +77,7 @@ def _folder(plan: str) -> Path:
 
 
 def _others(folder: Path, asked: set[str]) -> list[Path]:
-    kept = sorted(name for name in os.listdir(folder) if re.fullmatch("[0-9a-f]{16}", name) and name not in asked)
-    return [*(folder / name for name in kept), *folder.glob("failed/*")]
+    return [*(folder / name for name in sorted(set(os.listdir(folder)) - asked) if re.fullmatch("[0-9a-f]{16}", name)), *folder.glob("failed/*")]
 
 
 def _state(folder: Path, key: str) -> str:

@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,10 +130,9 @@ def read_claims(ids: Sequence[str] | None = None, path: Path | None = None) -> l
 
 
 def waiting(manifest: dict) -> dict[str, list[Claim]]:
-    """The claims that no published run has put to the test, nor the manifest's own, by the plan that would; `""` for those without a plan."""
+    """The claims that neither a published run nor the manifest's own puts to the test, by the plan that would; `""` for those without a plan."""
     folder, found = paths.notebooks(), {}
-    ran = {claim["id"] for path in folder.glob("records/*/plan.json") for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]}
-    ran |= {claim["id"] for claim in manifest["claims"]}
+    ran = {claim["id"] for run in [manifest, *map(paths.read_json, folder.glob("records/*/plan.json"))] for claim in run["claims"]}
     planned = {name: path.stem for path in sorted(folder.glob("plans/*.yaml")) for name in read_yaml(path, Plan).claims}
     for claim in read_claims():
         if claim.id not in ran:
@@ -140,54 +141,46 @@ def waiting(manifest: dict) -> dict[str, list[Claim]]:
 
 
 def history(manifest: dict, *, folder: Path | None = None) -> dict[str, str]:
-    """For each claim of a plan's manifest, in a sentence: when it was declared and changed, by git, and what of that came after its first published run."""
+    """For each claim of a plan's manifest, in a sentence: when it was declared and changed, by git, and what of that came after its first published run.
+
+    What a run says of a claim counts as a version, since the file may be committed after the run that used it."""
     folder = folder or paths.notebooks()
-    files = [(when, {claim["id"]: claim for claim in yaml.load(text, LOADER)["claims"]}) for when, text in _versions(folder / "claims.yaml")]
+    files = [(when, yaml.load(text, LOADER)["claims"]) for when, text in _versions(folder / "claims.yaml")]
     runs = [manifest, *(json.loads(text) for _, text in _versions(folder / "records" / manifest["plan"]["name"] / "plan.json"))]
-    runs = [(datetime.fromisoformat(run["started"]), {claim["id"]: claim for claim in run["claims"]}) for run in runs]
-    return {claim["id"]: _told(claim["id"], files, [(when, run) for when, run in runs if claim["id"] in run]) for claim in manifest["claims"]}
+    versions = sorted([(when, False, claims) for when, claims in files] + [(datetime.fromisoformat(run["started"]), True, run["claims"]) for run in runs], key=itemgetter(0))
+    states = {claim["id"]: [] for claim in manifest["claims"]}
+    for when, ran, claims in versions:
+        for claim in (claim for claim in claims if claim["id"] in states):
+            terms = [{key: value for key, value in term.items() if value not in (None, {})} for term in claim["terms"]]  # what is not written is as if it were
+            full = {name: claim.get(name, field.default) for name, field in Claim.model_fields.items()} | {"terms": terms}
+            states[claim["id"]].append((when, ran, full))
+    return {name: _told(found) for name, found in states.items()}
 
 
-def _told(name: str, files: list[tuple[datetime, dict]], runs: list[tuple[datetime, dict]]) -> str:
-    """One claim's history; what a run says of it counts as a version, since a file may be committed after the run that used it."""
-    first = min(when for when, _ in runs)
-    side = lambda when: f"{'after' if when > first else 'before'} its first run on record"  # noqa: E731
-    known = [when for when, file in files if name in file]
-    if not known:
-        return f"not known: git has no history of this claim here; it was run as it stands on {_day(first)}"
-    states = sorted(((when, _plain(file[name])) for when, file in [*files, *runs] if name in file), key=lambda state: state[0])
-    declared = f"declared on {_day(states[0][0])}, {side(states[0][0])}" if states[0][0] in known else f"declared with its first run on record, in git since {_day(known[0])}"
-    said = [f"{declared} ({_day(first)})"]
-    for (_, old), (when, new) in pairwise(states):
+def _told(states: list[tuple[datetime, bool, dict]]) -> str:
+    """The history of one claim, from its versions: when, whether of a run, and what it said."""
+    day = lambda when: f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"  # noqa: E731
+    first, committed = next(when for when, ran, _ in states if ran), [when for when, ran, _ in states if not ran]
+    if not committed:
+        return f"not known: git has no history of this claim here; it was run as it stands on {day(first)}"
+    said = [f"declared on {day(committed[0])}, before its first run on record" if committed[0] < first else f"declared with its first run on record, in git since {day(committed[0])}"]
+    said[0] += f" ({day(first)})"
+    for (_, _, old), (when, _, new) in pairwise(states):
         if old != new:
             what = "wording" if all(old[key] == new[key] for key in old if key not in WORDING) else "terms"
-            said.append(f"{what} changed on {_day(when)}, {side(when)}")
+            said.append(f"{what} changed on {day(when)}, {'after' if when > first else 'before'} its first run on record")
     return "; ".join(said)
-
-
-def _plain(entry: dict) -> dict:
-    """A claim as it was written or run, with what is not written filled in."""
-    terms = [{key: value for key, value in term.items() if value not in (None, {})} for term in entry["terms"]]
-    return {name: entry.get(name, field.default) for name, field in Claim.model_fields.items()} | {"terms": terms}
-
-
-def _day(when: datetime) -> str:
-    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _versions(path: Path) -> Iterator[tuple[datetime, str]]:
     """Time and text of every committed version of a file, oldest first; none outside of a git checkout, without git, or where the checkout is shallow."""
-
-    def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], cwd=path.parent, capture_output=True, encoding="utf-8", timeout=20)
-        return found.stdout if found.returncode == 0 else ""
-
+    git = partial(subprocess.run, cwd=path.parent, capture_output=True, encoding="utf-8", timeout=20, check=True)
     try:
-        if git("rev-parse", "--is-shallow-repository").strip() == "false":
-            for line in git("log", "--reverse", "--diff-filter=AM", "--format=%H %cI", "--", path.name).splitlines():
+        if git(["git", "rev-parse", "--is-shallow-repository"]).stdout.strip() == "false":
+            for line in git(["git", "log", "--reverse", "--diff-filter=AM", "--format=%H %cI", "--", path.name]).stdout.splitlines():
                 commit, when = line.split()
-                yield datetime.fromisoformat(when), git("show", f"{commit}:./{path.name}")
-    except (OSError, subprocess.TimeoutExpired):  # no git, or no such folder: nothing is known
+                yield datetime.fromisoformat(when), git(["git", "show", f"{commit}:./{path.name}"]).stdout
+    except (OSError, subprocess.SubprocessError):  # no git, no repository or no such folder: nothing is known
         return
 
 
@@ -218,11 +211,7 @@ def decide(claim: Claim, estimate: stats.Estimate, p: float) -> tuple[str, str]:
     if stats.tost(estimate, margin):
         return ("supported" if claim.direction == "equal" else "equivalent"), "the 90 % interval lies within the smallest effect that matters"
     if claim.direction == "equal":
-        return (
-            ("contradicted", "evidence of a difference that matters")
-            if evidence and large
-            else ("inconclusive", "neither equality nor a difference that matters is shown")
-        )
+        return ("contradicted", "evidence of a difference that matters") if evidence and large else ("inconclusive", "neither equality nor a difference that matters is shown")
     if evidence and estimate.effect * claim.sign < 0:
         return "contradicted", "evidence in the opposite direction"
     if evidence and large:
@@ -251,18 +240,10 @@ def _measure(claim: Claim, results: Sequence[Result], *, incomplete: bool, draws
     smoke = any(found[seed].row["profile"] == "smoke" for found in matched for seed in seeds)
     few = f"{len(seeds)} seeds, at least {FEWEST_SEEDS} are needed" if len(seeds) < FEWEST_SEEDS else ""
     barred = "a smoke run" if smoke else few
-    return Verdict(
-        claim,
-        "not evidence" if barred else "",
-        barred,
-        estimate,
-        p=max(p, stats.sign_flip(estimate.effects)) if claim.test == "sign-flip" else p,
-        improvement=stats.probability_of_improvement(claim.sign * estimate.effects),
-        detectable=stats.smallest_detectable(estimate),
-        compute_ratio=_compute_ratio(claim, matched, seeds),
-        seeds=tuple(seeds),
-        left_out=left_out,
-    )
+    p = max(p, stats.sign_flip(estimate.effects)) if claim.test == "sign-flip" else p
+    improvement, detectable = stats.probability_of_improvement(claim.sign * estimate.effects), stats.smallest_detectable(estimate)
+    known = {"improvement": improvement, "detectable": detectable, "compute_ratio": _compute_ratio(claim, matched, seeds)}
+    return Verdict(claim, "not evidence" if barred else "", barred, estimate, p=p, seeds=tuple(seeds), left_out=left_out, **known)
 
 
 def two_way_p(estimate: stats.Estimate) -> float:
@@ -284,9 +265,7 @@ def match(claim: str, term: ClaimTerm, results: Sequence[Result]) -> dict[int, R
         if seed in found:
             other = found[seed]
             differ = {name: (other.condition.get(name), value) for name, value in condition.items() if other.condition.get(name) != value}
-            hint = (
-                f"they differ in {differ}: name one in the term's condition" if differ else "they do not differ: the arm was recorded twice under one condition"
-            )
+            hint = f"they differ in {differ}: name one in the term's condition" if differ else "they do not differ: the arm was recorded twice under one condition"
             raise MmkitError(f"claim {claim}: {term} matches several results of seed {seed}; {hint}")
         found[seed] = result
     return found
@@ -338,9 +317,7 @@ def _by_cluster(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[np.nda
 
 def _log2(claim: Claim, number: int, term: stats.Term) -> stats.Term:
     if term.total.min() <= 0:
-        raise MmkitError(
-            f"claim {claim.id}: {claim.terms[number]} is {term.total.min():g} for a seed, and its logarithm is asked for: claim it on the identity scale"
-        )
+        raise MmkitError(f"claim {claim.id}: {claim.terms[number]} is {term.total.min():g} for a seed, and its logarithm is asked for: claim it on the identity scale")
     return stats.Term(np.log2(term.total), term.count, term.weight, None)
 
 

@@ -140,8 +140,8 @@ def _attempt(run: Planned, work: Path, token: str) -> dict | None:
         return _attempt(run, work, token)
     if done:
         return None
-    if fault == "stopped":
-        shutil.rmtree(work)
+    if fault == "stopped" or not owned(work.parent, token):  # what another runner ended is no failure
+        shutil.rmtree(work, ignore_errors=True)
         raise Stopped("the runner has stopped")
     if fault:
         return fault | broken_cell(work / "notebook.ipynb")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 from mmkit.errors import MmkitError
@@ -11,9 +12,7 @@ LOG = "stderr.txt"
 
 def notebooks() -> Path:
     """The checkout's notebooks. Raises: MmkitError when there is no checkout."""
-    from mmkit.notebooks import folder  # its other contents need jupyter_client
-
-    return folder()
+    return import_module("mmkit.notebooks").folder()  # not before: it imports jupyter_client
 
 
 def root() -> Path:

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache, cached_property
@@ -173,13 +173,12 @@ def check_schema(row: dict, path: Path) -> None:
         raise MmkitError(f"{path} holds records of the format {found!r}, this version reads {SCHEMA!r}: move the folder away and run the plan again")
 
 
-def write(folder: Path, results: Iterable[Result]) -> None:
+def write(folder: Path, results: Sequence[Result]) -> None:
     """Write results compactly, as `results.jsonl` and one `items.parquet` (for records that are published)."""
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
     folder.mkdir(parents=True, exist_ok=True)
-    results = list(results)
     lines = [json.dumps(result.row, sort_keys=True, allow_nan=False) for result in results]
     parts = [result.items.select(["score", "cluster", "value"]).append_column("result", pa.repeat(pa.scalar(n, pa.int32()), len(result.items))) for n, result in enumerate(results)]
     items = pa.concat_tables([part.set_column(0, "score", part["score"].cast(pa.string())) for part in parts]).combine_chunks()

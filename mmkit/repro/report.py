@@ -153,12 +153,9 @@ def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
 
 def waiting_claims(manifest: dict) -> str:
     """HTML, folded: the claims that are declared and not run yet, by the plan that would run them."""
-    parts, found = [], waiting(manifest)
-    for plan in sorted(found, key=lambda name: (not name, name)):
-        rows = "".join(f"<dt>{claim.id}</dt><dd>{html.escape(claim.statement)}</dd>" for claim in found[plan])
-        parts.append(f"<p>{f'mmkit reproduce {plan}' if plan else 'Their experiments do not exist yet:'}</p><dl>{rows}</dl>")
-    count = sum(map(len, found.values()))
-    return f"<details><summary>Declared, not run yet: {count} claims of other plans and of experiments to come</summary>{''.join(parts)}</details>" if count else ""
+    rows = [(plan, claim) for plan, claims in sorted(waiting(manifest).items(), key=lambda item: not item[0]) for claim in claims]
+    text = "".join(f"<dt>{claim.id}, {f'plan {plan}' if plan else 'no experiment yet'}</dt><dd>{html.escape(claim.statement)}</dd>" for plan, claim in rows)
+    return f"<details><summary>Declared, not run yet: {len(rows)} claims of other plans and of experiments to come</summary><dl>{text}</dl></details>" if rows else ""
 
 
 def _power(verdict: Verdict) -> str:

@@ -1,9 +1,14 @@
 """The training loop, in the open: batches, loss, gradient, step, and a stop when a loss is not finite."""
 
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from itertools import chain, count
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkit.errors import MmkitError
 from mmkit.training.cost import Phase
-from mmkit.training.curves import curves
 
 
 def batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -54,7 +58,7 @@ def train(
     history, best, best_weights = [], -math.inf, None
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
     model.train()
-    with curves(where) as write:
+    with curves(where) as board:
         started = time.perf_counter()
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -67,8 +71,9 @@ def train(
             else:
                 loss = loss_of(next(rows))
                 loss.backward()
-            if write:
-                write(step + 1, loss=loss.item(), learning_rate=optimizer.param_groups[0]["lr"])
+            if board:
+                board.add_scalar("loss", loss.item(), step + 1)
+                board.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step + 1)
             if not torch.isfinite(loss):
                 raise MmkitError(f"the loss became {loss.item()} in {where}, step {step} of {steps}: lower lr (now {lr:g}) or look for NaN in the inputs")
             if adjust:
@@ -81,8 +86,8 @@ def train(
                 model.eval()
                 score = _validated(validate, f"{where}, validation after step {step + 1} of {steps}")
                 model.train()
-                if write:
-                    write(step + 1, validation=score)
+                if board:
+                    board.add_scalar("validation", score, step + 1)
                 history.append({"where": where, "step": step + 1, "loss": loss.item(), "validation": score})
                 if score > best:
                     best, best_weights = score, deepcopy(model.state_dict())
@@ -99,3 +104,17 @@ def _validated(validate: Callable[[], float], where: str) -> float:
         return validate()
     except (MmkitError, ValueError) as error:
         raise MmkitError(f"{where}: {error}; was lr too high?") from error
+
+
+def curves(where: str) -> AbstractContextManager:
+    """TensorBoard's writer for one stage of training, where `MMKIT_TENSORBOARD` names a folder: `component, fusion` goes to `component/fusion`, the second time to
+    `component/fusion-2`. Otherwise None: nothing is imported and nothing written. Raises MmkitError when TensorBoard is not installed."""
+    if not (base := os.environ.get("MMKIT_TENSORBOARD")):
+        return nullcontext()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MmkitError("MMKIT_TENSORBOARD is set and TensorBoard is not installed: pip install 'mmkit[tensorboard]', or unset it") from error
+    folder = Path(base).expanduser().joinpath(*(re.sub(r"[^\w.=+-]+", "_", part) for part in where.split(", ")))
+    places = chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
+    return SummaryWriter(str(next(place for place in places if not place.exists())))
