@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmkit.core.backend import PAD, choose, dots, finite, first_derivatives, operator, pairs, scalar, wide
 from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, place, scattered, summed
 
-TILE = {"cpu": 1024, "cuda": 4096}  # large enough for matrix products, small enough for the last-level cache
+TILE = {"cpu": 1536, "cuda": 4096}  # large enough for matrix products, small enough for the last-level cache
 DEPTH = 256  # terms of a dot product added in one go: shorter runs round less; matrix libraries cut those of 2 * DEPTH and more themselves
 SLAB = {"cpu": 512, "cuda": 4096}  # rows of a tile that go through all elementwise steps at once, in the second-level cache
 LIFT = 64.0  # a tile's largest exponential is 2^64, so that its smallest may lie 2^190 below it in float32
