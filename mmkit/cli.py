@@ -95,7 +95,8 @@ def _curves(folder: Path | None) -> None:
     """Tell the runs where their training curves go. Raises MmkitError."""
     if folder and not find_spec("tensorboard"):
         raise MmkitError("--tensorboard needs TensorBoard: pip install 'mmkit[tensorboard]'")
-    os.environ.update({"MMKIT_TENSORBOARD": str(folder.expanduser().absolute())} if folder else {})
+    if folder:
+        os.environ["MMKIT_TENSORBOARD"] = str(folder.expanduser().absolute())
 
 
 @runs.command("list")

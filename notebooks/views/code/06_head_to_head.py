@@ -7,7 +7,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import mmkit
-from mmkit.repro import chooser, paths, recorded, records
+from mmkit.repro import chooser, paths, recorded, records, stats
+from mmkit.repro.claims import aligned_terms
 from mmkit.repro.report import arm_points
 from mmkit.strategies import Budget, Encoders, fit
 from mmkit.tasks import task
@@ -19,6 +20,8 @@ cases: list[str] = ["complex"]  # which cases to run, by name; other data has on
 arms: list[str] = []  # strategies to compare; empty takes each case's own
 pairs: int = 0  # labelled pairs; 0 takes each case's own (other data: all of them)
 epochs: int = 20  # passes over the pairs
+fusion: str = "concat"  # how answering joins the modalities: concat, product or cross_attention
+lr: float = 0.0  # learning rate of every arm; 0 takes each arm's tuned one
 limit: int = 0  # score only the first so many items of each split; 0 scores all
 seed: int = 0  # decides pairs, order, first weights and masks
 published: str = "head_to_head"  # plan whose published records the figure and the chooser read; empty: this run alone
@@ -33,13 +36,16 @@ CASES = {  # name: task, pairs, arms, knobs of the data
     "image-heavy": ("answering", 256, [*MAIN, "joint_plus_unimodal", "ensemble_single"], {"both": 0.0, "image_share": 0.9}),
     "retrieval": ("retrieval", 256, MAIN, {}),
     "controls": ("answering", 256, ["best_single", "shuffled_pairs", "blank_image", "blank_text"], {"both": 0.5}),
+    "broad pools": ("answering", 256, [*MAIN[1:], "lp_ft"], {"both": 0.0}),
+    "narrow pools": ("answering", 256, [*MAIN[1:], "lp_ft"], {"both": 0.0, "broad": False}),
 }
+SHARES = {f"share {both:g}": both for both in (0.0, 0.25, 0.5, 0.75, 1.0)}
+CASES |= {name: ("answering", 512, ["scratch", "joint_plus_unimodal", "ensemble_single"], {"both": both}) for name, both in SHARES.items()}
 chosen = list(cases)
 if data != "scenes":
     CASES, chosen = {"retrieval": ("retrieval", 10**9, MAIN, {})}, ["retrieval"]
-unknown_cases = set(chosen) - set(CASES)
-if unknown_cases:
-    raise mmkit.MmkitError(f"no case {sorted(unknown_cases)}: there are {', '.join(CASES)}")
+if set(chosen) - set(CASES):
+    raise mmkit.MmkitError(f"no case {sorted(set(chosen) - set(CASES))}: there are {', '.join(CASES)}")
 print(f"{len(chosen)} of {len(CASES)} cases on {data}: {'; '.join(chosen)}")
 
 # %% guess
@@ -55,12 +61,13 @@ def open_case(name):
     dataset = mmkit.load(data, **knobs)
     photos = {"dim": 512, "hidden": 1024, "dropout": 0.2, "norm": "batch"} if dataset.images.shape[1] >= 96 else {}
     about = {"case": name, "both": knobs.get("both", 0.5), "image_share": knobs.get("image_share", 0.5)} if data == "scenes" else {"case": name}
-    return task(kind, dataset, limit=limit or None, **photos), pairs or min(count, dataset.splits["train"]), arms or members, about
+    joined = {"fusion": fusion} if kind == "answering" else {}
+    return task(kind, dataset, limit=limit or None, **photos, **joined), pairs or min(count, dataset.splits["train"]), arms or members, about | joined
 
 
 def run(arm, problem, budget, **about):
     encoders = Encoders.suited(problem.dataset, arm)
-    result = fit(arm, problem, budget=budget, seed=seed, encoders=encoders, batch=512 if encoders.flip else 64)
+    result = fit(arm, problem, budget=budget, seed=seed, encoders=encoders, lr=lr or None, batch=512 if encoders.flip else 64)
     mmkit.record(result, epochs=budget.epochs, **about)
     return result
 
@@ -126,6 +133,37 @@ with plots.figure(1, len(columns), width=2.3 * len(columns) + 1, height=3.6, alt
                 if arm in ring:
                     axis.plot(ring[arm]["mean"], y, marker="o", markersize=10, fillstyle="none", color="0.4", alpha=alpha)
         axis.set(title=name, xlim=(0, 1.03), xlabel="R@1" if name == "retrieval" else "accuracy", yticks=range(len(SHOWN)), yticklabels=SHOWN)
+
+# %% lead
+def lead(results, arm, behind="ensemble_single"):
+    """The paired difference of two arms' accuracies over the seeds that both have, with its 95 % interval."""
+    first, second = ({r.row["seed"]: r for r in results if r.row["arm"] == name} for name in (arm, behind))
+    common = sorted(first.keys() & second.keys())
+    terms = [(1.0, "accuracy", None, [first[s] for s in common]), (-1.0, "accuracy", None, [second[s] for s in common])]
+    return stats.paired_bootstrap(aligned_terms(terms)) if len(common) > 1 else None
+
+# %% shares
+place = paths.notebooks() / "records" / "shares"
+turned = records.read(place) if published and data == "scenes" and place.exists() else mine
+at = {both: [r for r in turned if r.condition.get("case") == name] for name, both in SHARES.items()}
+leads = {arm: {both: found for both, results in at.items() if (found := lead(results, arm))} for arm in ("scratch", "joint_plus_unimodal")}
+if not any(leads.values()):
+    print("No records of the knob over several seeds: run `mmkit reproduce shares` and publish them.")
+
+# %% shares-figure
+joint = leads["scratch"]
+sides = {"late fusion": [f"{b:g}" for b, e in joint.items() if e.high < 0], "joint training": [f"{b:g}" for b, e in joint.items() if e.low > 0]}
+said = "; ".join(f"{side} is ahead at a share of {', '.join(where) or 'none'}" for side, where in sides.items())
+if joint:
+    points = ", ".join(f"{e.effect:+.2f} at {b:g}" for b, e in joint.items())
+    alt = f"Lead of joint training over late fusion, in accuracy, against the share of answers that need both modalities: {points}."
+    with plots.figure(width=6.5, height=3.2, alt=alt, caption=f"At equal pairs {said}.") as axes:
+        for (arm, found), shift in zip(leads.items(), (-0.008, 0.008)):
+            middle, errors = [e.effect for e in found.values()], [[e.effect - e.low for e in found.values()], [e.high - e.effect for e in found.values()]]
+            axes.errorbar([b + shift for b in found], middle, yerr=errors, color=plots.arm(arm)["color"], marker=plots.arm(arm)["marker"], label=plots.arm(arm)["label"], linestyle="-")
+        axes.axhline(0, color="black", linewidth=1)
+        axes.set(xlabel="share of answers that need both modalities", ylabel="lead over late fusion (accuracy)", xticks=list(joint))
+        axes.legend()
 
 # %% chooser
 def advise(pairs=256, both=0.5, image_share=0.5, shifted=False):

@@ -135,23 +135,22 @@ across_line = [key for key in sorted(inside, key=str) if key[0] == "wise_ft"]
 heights = {name: [across[key]["mean"] for key in across_line] for name, across in panels.items()}
 
 # %% figure
-def bars(point):
-    return [[max(point["mean"] - point["low"], 0)], [max(point["high"] - point["mean"], 0)]]
-
-
+bars = lambda point: [[max(point["mean"] - point["low"], 0)], [max(point["high"] - point["mean"], 0)]]
 told = "; ".join(f"{name}: along the line from locked to tuned R@1 is {', '.join(f'{height:.2f}' for height in line)}" for name, line in heights.items() if line)
 alt = f"R@1 in domain against R@1 out of domain of {len(inside)} models, {len(seeds)} seeds. {told}"
 with plots.figure(1, len(panels), width=4.8 * len(panels), height=4.2, alt=alt, caption=told, squeeze=False) as axes:
     for axis, (name, across) in zip(axes[0], panels.items()):
         axis.plot([inside[key]["mean"] for key in across_line], heights[name], "-", color=plots.ORANGE, zorder=1)
         for key, x in inside.items():
-            y, look = across[key], plots.arm(key[0])
+            y, look = across[key], plots.arm(key[0]) | {"lit_Lu": {"marker": "P"}, "lit_Uu": {"marker": "X"}}.get(key[0], {})
+            look["label"] = look["label"] if key[1] is None or key == across_line[0] else None
             error = {"xerr": bars(x), "yerr": bars(y)} if len(seeds) > 1 else {}
-            axis.errorbar(x["mean"], y["mean"], color=look["color"], marker=look["marker"], linestyle="none", elinewidth=1, **error)
-            axis.annotate(look["label"] if key[1] is None else f"{key[1]:g}", (x["mean"], y["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            axis.errorbar(x["mean"], y["mean"], linestyle="none", elinewidth=1, **look, **error)
+            axis.annotate("" if key[1] is None else f"{key[1]:g}", (x["mean"], y["mean"]), xytext=(6, 5), textcoords="offset points", fontsize=8)
         top = 1.15 * max((point["mean"] for point in [*inside.values(), *across.values()]), default=1)
         axis.plot([0, top], [0, top], ":", color="0.6", zorder=0)
         axis.set(title=name, xlabel="R@1 in domain", ylabel="R@1 out of domain" if shifted else "mAP", xlim=(0, top), ylim=(0, 1.25 * max((p["mean"] for p in across.values()), default=1)))
+    axes[0][0].legend(loc="upper left", fontsize=8)
 
 # %% verdicts
 verdicts = report.verdicts(report.open_batch(published, str(folder.parent))[0]) if evidence else []

@@ -36,7 +36,8 @@ if rows:
         plots.forest(axes, rows)
 
 # %% claim-cards
-display(HTML(report.claim_cards(found)))
+display(HTML(report.claim_cards(found, batch.manifest)))
+display(HTML(report.waiting_claims(batch.manifest)))
 
 # %% cost-quality-figure
 panels = report.panels(found, batch.results)
