@@ -37,7 +37,7 @@ def valid():
         code("set-up", "import numpy as np"),
         code("parameters", "pairs: int = 64  # labelled pairs\nrates: list[float] = [1e-3, 0.01]  # learning rates", "parameters"),
         code("result", "total = pairs * len(rates)\nprint(total)", "nbval-check-output", outputs=[stream("128\n")]),
-        code("figure", "show(np.arange(total))", outputs=[FIGURE]),
+        code("figure", "show(np.arange(total))", outputs=[deepcopy(FIGURE)]),
         markdown("exercises", "## Exercises\nHow many?"),
         code("answer", EXERCISE, "exercise"),
         code("answer-check", "assert answer == len(rates)", "check"),

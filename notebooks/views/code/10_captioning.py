@@ -210,17 +210,24 @@ else:
 # %% photos
 folder = paths.notebooks() / "records" / f"flickr8k_{published}"
 real = records.read(folder) if published and folder.exists() else []
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "blank_image/cider_d")
+METRICS = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "blank_image/cider_d")
 
 
-def about(row):
-    """One row of records as a line of the table."""
-    setting = {"arm": row["arm"], **{name: row["settings"][name] for name in ("dim", "epochs", "size")}, "seed": row["seed"]}
-    return setting | {name: row["scores"][name] for name in METRICS} | {"TFLOPs": row["cost"]["flops"] / 1e12, "minutes": row["cost"]["seconds"] / 60}
+def told_as(result, name):
+    """A score with its 95 % interval over the photos."""
+    items = result.items_of(name)[0]
+    half = 1.96 * items.std(ddof=1) / len(items) ** 0.5
+    return f"{items.mean():.3f} ({items.mean() - half:.3f} to {items.mean() + half:.3f})" if name in ("bleu_4", "cider_d") else f"{items.mean():.3f}"
+
+
+def about(result):
+    """One result as a line of the table."""
+    settings, cost = result.row["settings"], result.row["cost"]
+    return {"arm": result.row["arm"], **{name: settings[name] for name in ("dim", "epochs", "size")}, **{name: told_as(result, name) for name in METRICS}, "TFLOPs": round(cost["flops"] / 1e12, 1)}
 
 
 if real:
-    display(pd.DataFrame([about(result.row) for result in real]).set_index("arm").round(3))
+    display(pd.DataFrame(map(about, real)).set_index("arm"))
 else:
     print("no published records of photographs")
 
