@@ -177,7 +177,7 @@ def _all_within(sums: tuple[Tensor, Tensor]) -> bool:
 
 def _torch_products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
     slab = SLAB.get(image.device.type, SLAB["cuda"])
-    d_image, d_texts = (torch.zeros_like(x, dtype=wide(x.dtype)) for x in (image, texts))
+    d_image, d_texts = (torch.empty_like(x, dtype=wide(x.dtype)) for x in (image, texts))
     shift, least = max(float(x.amax().ceil()) for x in (row_weight, column_weight)), min(float(x.amin()) for x in (row_weight, column_weight))
     lifted = shift - least <= 100  # s + weight <= 0, so that s + shift lies in the range of float32: one exponential a pair
     u, v = ((x - shift).exp2().to(d_image.dtype) if lifted else x.to(d_image.dtype) for x in (row_weight[:, None], column_weight))
@@ -188,6 +188,6 @@ def _torch_products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tens
             else:
                 other = (part + v[j]).exp2_()
                 part.add_(row).exp2_().add_(other)
-        d_image[i].addmm_(scores, b)
-        d_texts[j].addmm_(scores.T, a)
+        d_image[i].addmm_(scores, b, beta=float(j.start > 0))
+        d_texts[j].addmm_(scores.T, a, beta=float(i.start > 0))
     return d_image, d_texts

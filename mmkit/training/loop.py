@@ -63,14 +63,11 @@ def train(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * warmup_cosine(step, steps)
-            if step == 0:
-                with FlopCounterMode(display=False) as counter:
-                    loss = loss_of(next(rows))
-                    loss.backward()
-                phase.flops = float(counter.get_total_flops()) * steps
-            else:
+            with nullcontext() if step else FlopCounterMode(display=False) as counter:
                 loss = loss_of(next(rows))
                 loss.backward()
+            if step == 0:
+                phase.flops = float(counter.get_total_flops()) * steps
             if board:
                 board.add_scalar("loss", loss.item(), step + 1)
                 board.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step + 1)
