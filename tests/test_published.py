@@ -28,6 +28,12 @@ def test_random_weights_are_far_behind_and_the_slow_arms_are_one_seed():
     assert len(found["holistic"]) == len(found["lp_ft"]) == 1
 
 
+def test_a_frozen_encoder_captions_photographs_as_well_as_was_asked_and_far_better_than_without_the_photograph():
+    bleu, cider, blank = (scores("flickr8k_captioning", name) for name in ("bleu_4", "cider_d", "blank_image/cider_d"))
+    assert max(bleu["frozen"]) >= 0.20 and max(cider["frozen"]) >= 0.49
+    assert all(told > 1.4 * empty for arm in cider for told, empty in zip(cider[arm], blank[arm], strict=True)), "chance is the caption of an empty picture"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", [path.parent for path in sorted((ROOT / "notebooks" / "records").glob("*/plan.json"))], ids=lambda path: path.name)
 def test_a_published_plan_is_whole_and_its_claims_are_those_declared(folder):

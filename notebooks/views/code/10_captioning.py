@@ -298,5 +298,5 @@ for split in SPLITS if points else ():
 # %% findings-exact
 print(f"{len(runs)} captioners; scores are shares: {bool(table[['bleu_4', 'rouge_l']].stack().between(0, 1).all())}")
 print("the picture matters to the first one:", bool(table["cider_d"].iloc[0] > 2 * table["cider_d, blank"].iloc[0]))
-if {("holistic", "gru"), ("frozen", "gru")} <= runs.keys() and count >= 1000:
+if not photos and {("holistic", "gru"), ("frozen", "gru")} <= runs.keys() and count >= 1000:
     print("tuning the encoder pays:", bool(runs["holistic", "gru"].scores["facts"].value > runs["frozen", "gru"].scores["facts"].value))
