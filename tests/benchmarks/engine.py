@@ -77,7 +77,7 @@ def copies(folder: Path, records: int) -> None:
     stub = folder / "many2" / "stub"
     manifest = json.loads((stub / "plan.json").read_text())
     model = stub / manifest["runs"][0]["key"]
-    for count in (min(records, 1000), records):
+    for count in sorted({min(records, 1000), records}):
         os.environ["MMKIT_RUNS"] = str(folder / f"copies{count}")
         target = folder / f"copies{count}" / "stub"
         keys = [f"{number:016x}" for number in range(count)]
