@@ -2,7 +2,6 @@
 
 import json
 import os
-from importlib import import_module
 from pathlib import Path
 
 from mmkit.errors import MmkitError
@@ -12,7 +11,9 @@ LOG = "stderr.txt"
 
 def notebooks() -> Path:
     """The checkout's notebooks. Raises: MmkitError when there is no checkout."""
-    return import_module("mmkit.notebooks").folder()  # not before: it imports jupyter_client
+    from mmkit.notebooks import folder  # not before: it imports jupyter_client
+
+    return folder()
 
 
 def root() -> Path:
