@@ -352,6 +352,7 @@ def test_words_come_from_training_captions_by_a_minimum_count_and_long_captions_
     assert made.settings()["captions_cut"] == 2 and made.settings()["words_unknown"] == pytest.approx((2 + 1 + 6) / (4 + 6 + 6)), "cut captions count as far as they are read"
     assert made.words(["a cat runs"]).tolist() == [[3 + sorted(kept).index("a"), UNKNOWN, made.words(["runs"])[0, 0]]] or made.words(["a cat runs"])[0, 1] == UNKNOWN
     everything = Captioning(dataset, length=20)
+    assert made.tuned_as == "captioning of photos", "its learning rates are not those of scenes"
     assert everything.settings()["captions_cut"] == 0 and everything.settings()["words_unknown"] == 0
     assert everything.text(everything.words(["A dog's ball ."])[0]) == "a dog 's ball"
 

@@ -193,7 +193,7 @@ def test_an_unknown_plan_is_refused():
         plan.read_plan("head_too_head")
 
 
-def test_the_code_hash_is_the_same_on_every_platform(tmp_path, monkeypatch):
+def test_the_code_hash_is_of_code_and_tables_and_the_same_on_every_platform(tmp_path, monkeypatch):
     hashes = []
     for end in (b"\n", b"\r\n"):
         package = tmp_path / str(len(end)) / "mmkit"
@@ -201,5 +201,7 @@ def test_the_code_hash_is_the_same_on_every_platform(tmp_path, monkeypatch):
         (package / "__init__.py").write_bytes(b"a = 1" + end + b"b = 2" + end)
         monkeypatch.setattr(mmkit, "__file__", str(package / "__init__.py"))
         hashes.append(plan.code_hash())
-    (package / "more.py").write_bytes(b"c = 3")
-    assert hashes[0] == hashes[1] != plan.code_hash()
+    for name in ("more.py", "rates.json"):  # a table decides results as code does
+        (package / name).write_bytes(b"3")
+        hashes.append(plan.code_hash())
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3

@@ -137,10 +137,10 @@ def fingerprint(notebook: Path, parameters: dict, profile: str, data_hash: str |
 
 
 def code_hash() -> str:
-    """A hash of the package's and the data recipes' code, the same on every platform."""
+    """A hash of the package's code, its tables (tuned learning rates) and the data recipes, the same on every platform."""
     package = Path(mmkit.__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in sorted([*package.rglob("*.py"), *(package.parent / "data_recipes").glob("*.py")]):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.json"), *(package.parent / "data_recipes").glob("*.py")]):
         digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
     return digest.hexdigest()
 

@@ -44,6 +44,11 @@ class Captioning(Task):
         self.decoder, self.dim, self.norm, self.dropout, self.label_smoothing, self.captions, self.length, self.min_count = decoder, dim, norm, dropout, label_smoothing, captions, length, min_count
         self.words = _words(dataset, role, length, min_count)
 
+    @property
+    def tuned_as(self) -> str:
+        """Where the table of tuned learning rates has this task: captions of photos are tuned by themselves."""
+        return self.name if self.dataset.name == "scenes" else f"{self.name} of photos"
+
     def settings(self) -> dict:
         names = ("role", "decoder", "dim", "norm", "dropout", "label_smoothing", "captions", "length", "min_count", "beams", "length_penalty", "limit")
         return {name: getattr(self, name) for name in names} | {"text": "none: the decoder has its own words", "vocabulary": len(self.words), **self.words.left_out}
