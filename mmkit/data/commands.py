@@ -79,7 +79,7 @@ def card(name: str, settings: list[str] | None = None) -> None:
         print(f"  {field}: {content[field] or '-'}")
     print(f"  recipe: {made_by['name']} version {made_by['version']}, knobs {content['knobs']}" if made_by else "  recipe: none, added by hand")
     for source in content["sources"]:
-        checked = "" if source.get("checked", True) else ", no digest is published for it"
+        checked = "" if source.get("checked", True) else ", held against no published digest"
         print(f"  source: {source['name']} from {source['from']}{', sha256 ' + source['sha256'] if 'sha256' in source else ''}{checked}")
 
 

@@ -40,7 +40,8 @@ class PairedDataset:
     @property
     def splits(self) -> dict[str, int]:
         """The number of items of each split."""
-        return self.card["splits"]
+        counts = self.items["split"].value_counts()
+        return {name: int(counts.get(name, 0)) for name in dict.fromkeys([*self.card["splits"], *counts.index])}
 
     @property
     def label_columns(self) -> list[str]:
@@ -97,7 +98,9 @@ class PairedDataset:
         if (role, language) not in self._memo:
             for column, value in (("role", role), ("language", language)):
                 if value not in self.texts[column].unique():
-                    raise unknown(f"text {column} of {self.name!r}", value, self.texts[column].unique())
+                    left = [entry["name"] for entry in self.card["reported"] if entry["reason"].startswith("optional")]
+                    error = unknown(f"text {column} of {self.name!r}", value, self.texts[column].unique())
+                    raise MmkitError(f"{error}; {', '.join(left)} could not be had when it was prepared, 'mmkit data prepare {self.name} --force' tries again") if left else error
             kind = self.texts[(self.texts["role"] == role) & (self.texts["language"] == language)]
             kind = kind.sort_values("item", kind="stable")
             start = np.searchsorted(kind["item"].to_numpy(), np.arange(len(self) + 1))

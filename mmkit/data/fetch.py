@@ -63,7 +63,8 @@ class Sources:
             try:
                 if mirror and file.mirror and (mirror / file.mirror).exists():
                     path = mirror / file.mirror
-                    source = {"from": f"$MMKIT_MIRROR/{file.mirror}", "sha256": verify_mirrored(mirror, path)}
+                    digest, listed = verify_mirrored(mirror, path)
+                    source = {"from": f"$MMKIT_MIRROR/{file.mirror}", "sha256": digest, "checked": listed or (path.is_file() and bool(file.sha256 or file.md5))}
                     if path.is_file():
                         _verify(path, file, f"the mirror's {file.mirror}")
                 else:
@@ -104,8 +105,8 @@ def mirror_root() -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
-def verify_mirrored(mirror: Path, path: Path) -> str:
-    """Hold a file, or all files of a folder, against the mirror's SHA256SUMS; returns its sha256, or that of the folder's listing."""
+def verify_mirrored(mirror: Path, path: Path) -> tuple[str, bool]:
+    """Hold a file, or all files of a folder, against the mirror's SHA256SUMS; returns its sha256, or that of the folder's listing, and whether all were listed there."""
     listing = mirror / "SHA256SUMS"
     lines = [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines()] if listing.exists() else []
     sums = {name.removeprefix("*").removeprefix("./"): digest for digest, name in filter(None, lines)}
@@ -117,9 +118,8 @@ def verify_mirrored(mirror: Path, path: Path) -> str:
         raise MmkitError(
             f"{len(wrong)} files of the mirror {mirror} are missing or differ from its SHA256SUMS, first {wrong[0]}: copy them again, or unset MMKIT_MIRROR"
         )
-    return (
-        next(iter(found.values())) if path.is_file() else hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()).hexdigest()
-    )
+    digest = next(iter(found.values())) if path.is_file() else hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()).hexdigest()
+    return digest, found.keys() <= sums.keys()
 
 
 def download(file: File, folder: Path, *, pause: float = 1.0) -> Path:

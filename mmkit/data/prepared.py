@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,8 +75,9 @@ def making(name: str, *, folder: str | None = None) -> Iterator[Path]:
             print(f"{name}: another process is preparing it; waiting for it")
             lock.acquire()
     try:
-        for left in (*root.glob(f".{name}.tmp-*"), *root.glob(f".{name}-????????.tmp-*")):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in root.glob(f".{name}*.tmp-*"):
+            if re.fullmatch(rf"\.{re.escape(name)}(-[0-9a-f]{{8}})?\.tmp-.*", left.name):
+                shutil.rmtree(left, ignore_errors=True)
         yield root / (folder or name)
     finally:
         lock.release()

@@ -1,7 +1,7 @@
 """Every real pretrained component: where it comes from, its hash, how it is found offline.
 
-Two come as ordinary packages and need no hub. Others are taken by their hub name when there is a network. Weights are read
-with `weights_only` or from safetensors, after their hash has been checked.
+Two come as ordinary packages and need no hub; they are read with `weights_only` or from safetensors, after their hash has been
+checked. Others are taken by their hub name when there is a network, as that hub has them on the day: note its revision yourself.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mmkit.models.encoded import Encoded, masked_mean
 
 @dataclass(frozen=True)
 class Weights:
-    """One pretrained component. `sha256` is None for a hub model, whose revision the hub library checks itself."""
+    """One pretrained component. `sha256` is None for a hub model, which is not pinned."""
 
     name: str
     modality: str
@@ -118,7 +118,7 @@ def _transformers_text(weights: Weights) -> nn.Module:
 
 
 class HubVision(nn.Module):
-    """A vision backbone of timm or transformers by its hub name, with the scaling that its own configuration states."""
+    """A vision backbone of timm or transformers by its hub name, at the size and with the scaling that its own configuration states."""
 
     def __init__(self, body: nn.Module, *, dim: int, size: int, mean, std):
         super().__init__()

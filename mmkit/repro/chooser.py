@@ -86,7 +86,10 @@ def _by_arm(results: Sequence[Result], score: str) -> dict[str, dict[int, Result
     arms: dict[str, dict[int, Result]] = {}
     for result in results:
         if result.row["arm"] not in CONTROLS and score in result.row["scores"]:
-            arms.setdefault(result.row["arm"], {})[result.row["seed"]] = result
+            other = arms.setdefault(result.row["arm"], {}).setdefault(result.row["seed"], result)
+            if other is not result:
+                apart = sorted(name for name, value in result.condition.items() if other.condition.get(name) != value)
+                raise MmkitError(f"the chooser found two results of {result.row['arm']!r}, seed {result.row['seed']}, in one case; they differ in {', '.join(apart) or 'nothing it knows of'}: give it the records of one of them")
     seeds = set.intersection(*map(set, arms.values())) if arms else set()
     if len(arms) < 2 or len(seeds) < 2:
         raise MmkitError(f"the chooser needs records of at least two arms over two common seeds with the score {score!r}; there are {len(arms)} arms and {len(seeds)} seeds")

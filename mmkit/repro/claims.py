@@ -322,7 +322,10 @@ def _log2(claim: Claim, number: int, term: stats.Term) -> stats.Term:
 
 
 def _compute_ratio(claim: Claim, matched: list[dict[int, Result]], seeds: list[int]) -> float | None:
-    """Geometric mean over seeds of the FLOPs spent for the terms of positive weight over those of negative weight."""
+    """Geometric mean over seeds of the FLOPs spent for the terms of positive weight over those of negative weight; None where both sides hold the same arms."""
+    first, second = ({term.arm for term in claim.terms if (term.weight > 0) == positive} for positive in (True, False))
+    if first == second:
+        return None
     sides = {1: np.zeros(len(seeds)), -1: np.zeros(len(seeds))}
     for term, found in zip(claim.terms, matched, strict=True):
         sides[1 if term.weight > 0 else -1] += [found[seed].row["cost"]["flops"] for seed in seeds]

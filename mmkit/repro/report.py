@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from mmkit import notebooks
 from mmkit.repro import paths, runner, stats
 from mmkit.repro.claims import Claim, Verdict, aligned_terms, evaluate, history, read_claims, waiting
-from mmkit.repro.plan import code_hash
+from mmkit.repro.plan import code_hash, read_plan
 from mmkit.repro.records import Result
 
 NOTEBOOK = "99_report"
@@ -44,7 +44,7 @@ def export(plan: str = "head_to_head", *, out: Path | None = None, publish: bool
     batch: the plan's runs made here, where they are loaded already. out: the file, by default `runs/PLAN/report.html`. publish: also copy the records, compactly, to `notebooks/records/PLAN/`.
     Raises: MmkitError when the plan has no records yet.
     """
-    name = Path(plan).stem if Path(plan).suffix else str(plan)
+    name = batch.manifest["plan"]["name"] if batch else read_plan(plan).name if Path(plan).suffix else str(plan)
     place = paths.runs() / name
     folder = place if batch else _folder(name)
     asked = batch.manifest["plan"] if batch else runner.manifest(folder)["plan"]
@@ -81,7 +81,7 @@ def effect_text(verdict: Verdict, *, bare: bool = False) -> str:
     values = (verdict.estimate.effect, verdict.estimate.low, verdict.estimate.high)
     if verdict.claim.scale == "log2":
         effect, low, high = (f"{2**value:.3g}" for value in values)
-        return f"x{effect} [{low}, {high}]" + ("" if bare else f" {verdict.claim.unit}")
+        return f"x{effect} [{low}, {high}]" + ("" if bare else f" {verdict.claim.unit.removeprefix('log2 ')}")
     effect, low, high = (f"{value:+.3f}" if 0.0095 < max(map(abs, values)) < 100 else f"{value:+.2g}" for value in values)
     return f"{effect} [{low}, {high}]" + ("" if bare else f" {verdict.claim.unit}")
 
@@ -206,10 +206,12 @@ def conditions(results: Sequence[Result]) -> list[dict]:
 
 
 def condition_text(condition: dict | None, among: Sequence[dict]) -> str:
-    """A condition in words: only what varies among the conditions, or everything when nothing does."""
+    """A condition in words: the one thing that tells it from all the others if there is one, else what varies among them, or everything when nothing does."""
     if condition is None:
         return "each arm under its own condition"
     varies = [name for name in condition if any(other.get(name) != condition[name] for other in among)] or list(condition)
+    kinds = len({str(other) for other in among})
+    varies = [name for name in varies if len({str(other.get(name)) for other in among}) == kinds > 1][:1] or varies
     return ", ".join(
         f"{name.replace('_', ' ')} {condition[name]:g}" if isinstance(condition[name], float) else f"{name.replace('_', ' ')} {condition[name]}"
         for name in varies

@@ -188,12 +188,19 @@ def manifest(folder: Path) -> dict:
 
 
 def publish(batch: Batch, folder: Path) -> None:
-    """Write a batch compactly to a folder that is committed: rows, items, and what is needed to say where they came from."""
+    """Write a batch compactly to a folder that is committed: rows, items, and what is needed to say where they came from. It is whole or as it was before.
+
+    Raises: MmkitError when no run has a result."""
+    if not batch.results:
+        raise MmkitError(f"nothing to publish: no run of {batch.manifest['plan']['name']!r} has a result; what was published stays")
     slim = [records.Result(r.row | {"versions": {}, "hardware": {k: v for k, v in r.row["hardware"].items() if k == "gpu"}}, r.items) for r in batch.results]
     extra = {"headers": batch.headers, "failures": batch.failures, "missing": batch.missing}
+    part = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    records.write(part, slim)  # versions and hardware are in the headers
+    (part / "plan.json").write_text(json.dumps(batch.manifest | extra, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
-    records.write(folder, slim)  # versions and hardware are in the headers
-    (folder / "plan.json").write_text(json.dumps(batch.manifest | extra, indent=1), encoding="utf-8")
+    part.rename(folder)
 
 
 @contextmanager

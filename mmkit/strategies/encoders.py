@@ -6,11 +6,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import mmkit
 from mmkit.data import PairedDataset, cached
 from mmkit.errors import MmkitError, unknown
 from mmkit.models import CNN, GRU, PRETRAINED, TextTransformer, ViT, WordTokenizer, pretrained
@@ -28,7 +30,7 @@ TEXT = {"transformer": TextTransformer, "gru": GRU}
 class Encoders:
     """Which encoders an arm uses. image, text: a small one (`cnn`, `vit`; `transformer`, `gru`) or a real one of `PRETRAINED`.
 
-    size: pixels a side given to the image encoder. flip: a real image encoder sees each photo and its mirror image. length: how many word pieces of a text a real text encoder reads.
+    size: pixels a side given to the image encoder (a hub model keeps its own). flip: a real image encoder sees each photo and its mirror image. length: how many word pieces of a text a real text encoder reads.
     epochs: passes over the pools in pretraining; batch, lr: its other settings."""
 
     image: str = "cnn"
@@ -45,6 +47,8 @@ class Encoders:
             real = [key for key, weights in PRETRAINED.items() if weights.modality == kind]
             if name not in small and name not in real:
                 raise unknown(f"{kind} encoder", name, [*small, *real])
+        if self.flip and self.image != "efficientnet_lite0":
+            raise MmkitError(f"flip=True is for efficientnet_lite0, {self.image!r} does not see mirror images: leave flip out")
         if (self.image in IMAGE) != (self.text in TEXT):
             raise MmkitError(f"image={self.image!r} and text={self.text!r} mix a small and a real encoder: take cnn or vit with transformer or gru, or two of {', '.join(PRETRAINED)}")
 
@@ -66,7 +70,8 @@ class Encoders:
     def describe(self, start: str) -> dict:
         """For a record: the encoders, and where their first weights come from."""
         origin = "random" if start == "random" else ("external weights, cost not counted" if self.real else "self-supervised on the unpaired pools, cost counted")
-        return {**asdict(self), "start": origin}
+        own = {"size": None} if self.real and not PRETRAINED[self.image].package else {}  # a hub model's own
+        return {**asdict(self), **own, "start": origin}
 
 
 def tokenizer(dataset: PairedDataset, encoders: Encoders, *, language: str):
@@ -98,6 +103,16 @@ def pool_texts(dataset: PairedDataset, words: WordTokenizer, *, language: str, r
 
 
 @cache
+def sources(*, real: bool) -> str:
+    """A hash of the code that decides what a cached encoding is: given encoders depend on their models' code, others on their training's, too."""
+    root, digest = Path(mmkit.__file__).parent, hashlib.sha256()
+    for pattern in ("models/*.py", *(() if real else ("core/*.py", "training/*.py", "strategies/unimodal.py"))):
+        for path in sorted(root.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
 def _real(name: str, **settings) -> nn.Module:
     body = pretrained(name)
     vars(body).update(settings)
@@ -122,7 +137,7 @@ def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text:
     A set without pools lends its training images and its training texts, unpaired. Returns each phase's cost."""
     pool = lambda kind: torch.from_numpy(dataset.rows(kind if kind in dataset.splits else "train"))  # noqa: E731
     rows, texts = pool("pool_image"), ids
-    about = {"what": "self-supervised encoders", "version": 1, "seed": seed, "encoders": asdict(encoders), "language": language, "vocabulary": vocabulary,
+    about = {"what": "self-supervised encoders", "code": sources(real=False), "seed": seed, "encoders": asdict(encoders), "language": language, "vocabulary": vocabulary,
              "images": _fingerprint(dataset.pixels(rows.numpy())), "texts": _fingerprint(texts)}
     if hasattr(text, "remember"):
         about["decoder"] = {"text": repr(text), "length": text.length}

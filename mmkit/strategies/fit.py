@@ -12,9 +12,9 @@ from mmkit.errors import MmkitError
 from mmkit.models import Average
 from mmkit.strategies.arms import DERIVED, Arm, Stage, arm
 from mmkit.strategies.balance import Blended, Modulated, blend_weights, end_losses, own_heads
-from mmkit.strategies.encoders import Encoders, features, fresh, pool_texts, self_supervised, tokenizer
+from mmkit.strategies.encoders import Encoders, features, fresh, pool_texts, self_supervised, sources, tokenizer
 from mmkit.strategies.run import Budget, Run, interpolate
-from mmkit.strategies.tuned import learning_rate
+from mmkit.strategies.tuned import is_tuned, learning_rate
 from mmkit.training import Cost, Inputs, Phase, batches, choose, device, flops_of, forget_peak, peak_bytes, seeded, stream, train
 
 BATCH = 64
@@ -25,7 +25,7 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
     """Train an arm on `budget.pairs` of the task's training pairs and score it on the test split and every out-of-domain one.
 
     Arms of one seed share the choice of pairs, their order and the head's first weights. lr: None takes the arm's tuned value
-    (`strategies/tuned.json`). evaluate: splits; None is `test` and all `ood_*`. Raises MmkitError for an unknown arm, more pairs
+    (`strategies/tuned.json`), or its grid's middle where none was searched for; `lr_from` in the settings says which. evaluate: splits; None is `test` and all `ood_*`. Raises MmkitError for an unknown arm, more pairs
     than there are, an empty split, or a loss that is not finite.
     """
     if name in DERIVED:
@@ -37,6 +37,7 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
         raise MmkitError(f"{name!r} is not defined for {task.name}: a modality alone has no loss there")
     if any(stage.mined for stage in plan.stages) and task.mined is None:
         raise MmkitError(f"{name!r} is not defined for {task.name}: negatives are mined where a batch is ranked, in retrieval")
+    origin = "given" if lr is not None else "tuned" if is_tuned(task.tuned_as, name, real=encoders.real) else "middle of the grid"
     lr = learning_rate(task.tuned_as, name, real=encoders.real) if lr is None else lr
     rows = pairs(task, budget.pairs, seed)
     words = task.words or tokenizer(task.dataset, encoders, language=task.language)
@@ -63,7 +64,7 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
     seen = replace(given[plan.stages[-1].name], partner=None)
     scores = _scores(task, model, seen, splits, blank=plan.blank is None and plan.single is None)
     kept = max(entry["validation"] for entry in history if entry["where"] == history[-1]["where"]) if plan.mix is None else task.scores(model, seen, validation)[task.metric].value
-    settings = {**encoders.describe(plan.start), **task.settings(), "lr": lr, "batch": batch, "epochs": budget.epochs, "validation": kept}
+    settings = {**encoders.describe(plan.start), **task.settings(), "lr": lr, "lr_from": origin, "batch": batch, "epochs": budget.epochs, "validation": kept}
     settings |= {"weights": weights} if plan.own_losses == "blended" else {}
     return Run(name, task.name, task.dataset.name, task.dataset.content, seed, budget, settings, scores, cost, history, model.eval(), ends)
 
@@ -199,7 +200,7 @@ def _stretch(stages: list[tuple[Stage, int]], flops: float, step_flops) -> list[
 
 def _key(plan: Arm, task, encoders: Encoders, seed: int, rows: Tensor) -> dict:
     own = ({} if encoders.real else {"seed": seed}) | ({"sides": "image"} if task.text_part else {})
-    return {"what": "features", "version": 3, "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
+    return {"what": "features", "code": sources(real=encoders.real), "data": task.dataset.content, "role": task.role, "language": task.language, "rows": hashlib.sha256(rows.numpy().tobytes()).hexdigest(),
             "tokens": task.fusion == "cross_attention", **own, **encoders.describe(plan.start)}
 
 
@@ -214,7 +215,7 @@ def _scores(task, model: nn.Module, inputs: Inputs, splits: dict[str, Tensor], *
 def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, lr: float | None, **options) -> Run:
     share = replace(budget, flops=budget.flops and budget.flops / 2)
     if name == "ensemble_single" and lr is None:
-        lr = learning_rate(task.name, name)  # tuned as an arm of its own: what is best for a member alone need not be best for the mean
+        lr = learning_rate(task.tuned_as, name)  # tuned as an arm of its own: what is best for a member alone need not be best for the mean
     members = [fit(single, task, budget=share, seed=seed, encoders=encoders, evaluate=evaluate, lr=lr, **options) for single in ("image_only", "text_only")]
     phases = {f"{m.arm}/{key}": phase for m in members for key, phase in m.cost.phases.items()}
     cost = Cost(phases, max(m.cost.peak_bytes for m in members), sum(m.cost.parameters_total for m in members))

@@ -14,9 +14,17 @@ def table() -> dict:
 
 def learning_rate(task: str, arm: str, *, real: bool = False) -> float:
     """The tuned rate of an arm on a task, with small or real encoders; what was not tuned takes its grid's middle."""
-    kept, which = table(), f"{task}, real encoders" if real else task
-    grid = kept["grid"]["real" if real else "small"]
-    return kept["lr"].get(which, {}).get(arm, grid[len(grid) // 2])
+    grid = table()["grid"]["real" if real else "small"]
+    return _tuned(task, real).get(arm, grid[len(grid) // 2])
+
+
+def is_tuned(task: str, arm: str, *, real: bool = False) -> bool:
+    """Whether the arm's rate was searched for on this task, or is its grid's middle."""
+    return arm in _tuned(task, real)
+
+
+def _tuned(task: str, real: bool) -> dict[str, float]:
+    return table()["lr"].get(f"{task}, real encoders" if real else task, {})
 
 
 def tune(task, *, budget, seed: int, arms: list[str], real: bool = False, **options) -> dict:

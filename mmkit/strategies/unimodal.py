@@ -61,7 +61,7 @@ def pretrain(objective: nn.Module, take: Callable[[Tensor], Tensor], rows: Tenso
     """Train an objective, and with it its encoder, on `take(rows)`; nothing of the other modality is seen."""
     order, noise = stream(seed, f"{where}/order"), stream(seed, f"{where}/mask")
     steps = max(1, epochs * (len(rows) // min(batch, len(rows))))
-    return train(objective, lambda part: objective(take(part), noise), batches(rows, batch, order), steps=steps, lr=lr, where=where)
+    return seeded(seed, f"{where}/dropout", train, objective, lambda part: objective(take(part), noise), batches(rows, batch, order), steps=steps, lr=lr, where=where)
 
 
 def image_objective(encoder: nn.Module, *, seed: int) -> Reconstruction:

@@ -31,7 +31,7 @@ class Diagnosis(Answering):
             raise unknown(f"class of {label!r}", str(positive), map(str, self.classes))
         self.target = torch.where(self.target >= 0, (self.target == self.classes.index(self.positive)).long(), -1)
         self.classes = [f"not {self.positive}", self.positive]
-        for split in {"train", "val", "test"} & set(dataset.splits):
+        for split in (name for name, size in dataset.splits.items() if size and (name in ("train", "val", "test") or name.startswith("ood_"))):
             rows = dataset.rows(split)
             for code, name in enumerate(self.classes):
                 patients = len(np.unique(dataset.clusters(rows[self.target[rows] == code])))

@@ -130,7 +130,8 @@ def forest(axes: Axes, rows: Iterable[Mapping]) -> None:
         axes.set_xscale("symlog", linthresh=1)
         ticks = [sign * size for size in (1, 10, 100, 1000) if size <= far * 1.3 for sign in (-1, 1)]
         axes.set_xticks(sorted([0, *ticks]), [f"{tick:+d}" if tick else "0" for tick in sorted([0, *ticks])])
-    axes.set_xlim(-far * 1.15, far * 1.15)
+    room = far * (1.6 if far > 12 else 1.15)
+    axes.set_xlim(-room, room)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)])
     axes.grid(axis="y", visible=False)

@@ -7,10 +7,12 @@ from statistics import NormalDist
 from textwrap import fill
 
 import numpy as np
+import pandas as pd
 from IPython.display import Markdown, display
 
 import mmkit
 from mmkit import doctor
+from mmkit.repro import paths, records
 from mmkit.teach import plots
 
 # %% parameters
@@ -75,6 +77,18 @@ with plots.figure(
     axes.annotate("5 %", (seeds[-1], 5), (0, 3), textcoords="offset points", ha="right", color=plots.GREY)
     axes.set(xlabel="seeds for each strategy", ylabel="wrong sign (% of comparisons)", xlim=(0.5, most_seeds + 0.5), ylim=(0, 50))
     axes.legend()
+
+# %% own-runs
+published = records.table(records.read(paths.notebooks() / "records" / "head_to_head"))
+kept = (published["compute"] == "own") & published["score"].isin(["accuracy", "recall@1"])
+own = {}
+for case, runs in published[kept].groupby("case"):
+    scores = 100 * runs.pivot(index="seed", columns="arm", values="value")[["component", "holistic", "scratch"]]
+    own[case] = [*scores.std(), *scores.corr().loc["component", ["holistic", "scratch"]]]
+own = pd.DataFrame(own, index=["SD component", "SD holistic", "SD scratch", "corr. holistic", "corr. scratch"]).T
+print(own.round(2).to_string())
+sds, rhos = own.iloc[:, :3].to_numpy(), own.iloc[:, 3:].to_numpy()
+print(f"SD over seeds from {sds.min():.1f} to {sds.max():.1f} points; correlation from {rhos.min():.2f} to {rhos.max():.2f}")
 
 # %% environment
 print(doctor.table(doctor.diagnose()))

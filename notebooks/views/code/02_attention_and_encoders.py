@@ -21,7 +21,7 @@ caption: str = "a brown dog runs after a red ball on the beach ."  # sentence wh
 sentences: int = 64  # captions over which attention maps are averaged
 dim: int = 64  # width D of a token
 heads: int = 4  # attention heads H, a divisor of dim
-latents: int = 32  # learned queries M of the Perceiver
+latents: int = 8  # learned queries M of the Perceiver
 lengths: list[int] = [64, 128, 256, 512, 1024, 2048]  # tokens T at which cost is measured
 seed: int = 0  # decides first weights and random inputs
 
@@ -142,8 +142,7 @@ family = {
     "Perceiver": (asked.expand(len(ids), -1, -1), encoder.norm(both), None, both_real),
 }
 for name, (x, context, *masks) in family.items():
-    out = encoder(x, context, *masks)
-    print(f"{name:15} {x.shape[1]:3} queries x {(x if context is None else context).shape[1]:3} keys -> {tuple(out.shape)}")
+    print(f"{name:15} {x.shape[1]:3} queries x {(x if context is None else context).shape[1]:3} keys -> {tuple(encoder(x, context, *masks).shape)}")
 
 # %% oracle
 def borrowed(body):
@@ -237,8 +236,7 @@ for block, layer in zip(blocks, minilm.body.encoder.layer):
 
 def read(texts):
     """Our blocks with MiniLM's weights: tokens (B, T, D), attention maps (B, layers, H, T, T), which tokens are real (B, T)."""
-    ids = minilm.tokenizer(texts)
-    x, real = minilm.body.embeddings(input_ids=ids), ids != 0
+    x, real = minilm.body.embeddings(input_ids=(ids := minilm.tokenizer(texts))), ids != 0
     for block in blocks:
         x = block(x, mask=real[:, None, None])
     return x, torch.stack([block.attention.map for block in blocks], 1), real
@@ -279,7 +277,7 @@ def attend(q, k, v, real, heads):
     return (weights @ v).transpose(1, 2).flatten(2)
 
 # %% attend-check
-q, k, v = (torch.randn(3, length, 12, dtype=torch.float64, generator=stream(seed, name)) for length, name in ((5, "q"), (7, "k"), (7, "v")))
+q, k, v = (torch.randn(3, length, 12, dtype=torch.float64, generator=stream(seed, name)).requires_grad_() for length, name in ((5, "q"), (7, "k"), (7, "v")))
 every, some = torch.ones(3, 7, dtype=torch.bool), torch.arange(7) < torch.tensor([[7], [4], [1]])
 expected = torch.cat([F.scaled_dot_product_attention(q[..., h : h + 4], k[..., h : h + 4], v[..., h : h + 4]) for h in (0, 4, 8)], -1)
 assert gap(attend(q, k, v, every, 3), expected) < 1e-6, "head h owns columns h d to (h + 1) d - 1; scale by the root of d, softmax over keys"
@@ -287,6 +285,8 @@ assert gap(attend(q, k, v, some, 3), attend(q, k * some[..., None], v * some[...
 assert gap(attend(q, k, v, some, 3)[1], attend(q, k[:, :4], v[:, :4], every[:, :4], 3)[1]) < 1e-6, "padding must act as if it were cut off"
 missing, present = torch.tensor([[7], [0], [1]]) > torch.arange(7), torch.tensor([[[1.0]], [[0.0]], [[1.0]]])
 assert gap(attend(q, k, v, missing, 3), attend(q, k, v, some, 3) * present) < 1e-6, "an item without real keys gets zeros, the others stay as they are"
+pulls = torch.autograd.grad(attend(q, k, v, missing, 3).sum(), (q, k, v))
+assert all(pull.isfinite().all() for pull in pulls), "zeros forward, NaN backward: mask the weights, not the result"
 print("heads, scale, padding and missing texts are right")
 
 # %% stream-attend

@@ -27,6 +27,7 @@ tile: int = 512  # rows and columns of a tile of the pass written here
 pairs: int = 512  # labelled pairs of the training runs
 epochs: int = 6  # passes over them: the compute that every batch size may spend
 batch_sizes: list[int] = [16, 64, 256]  # batches that are trained with
+lr: float = 0.003  # learning rate at a batch of 64
 images: int = 16  # images that the frozen encoder is timed on
 more: bool = False  # time the encoder by ONNX Runtime and torch.compile too: a minute, and the extra `fast`
 seed: int = 0  # decides embeddings, pairs, order and first weights
@@ -187,11 +188,13 @@ speed = {(name, n): work[name] * n * n * width / seconds for (name, n), seconds 
 print("\n".join(f"N = {n:,}: " + ", ".join(f"{name} {1e3 * race[name, n]:,.0f} ms" for name in VERSIONS) for n in sizes))
 
 # %% roofline
-most, gain = max(sizes), race["two matrices", max(sizes)] / race["mmkit.core", max(sizes)]
+most = max(sizes)
+quickest, slowest = (max(VERSIONS, key=lambda name: of[name, most]) for of in (speed, race))
+gain = race["two matrices", most] / race["mmkit.core", most]
 looks = dict(zip(VERSIONS, ((plots.VERMILION, "s"), (plots.ORANGE, "D"), (plots.SKY, "^"), (plots.BLUE, "o"))))
 x = torch.logspace(0, 3, 200)
 alt = f"Roofline of this machine on logarithmic axes, speed against operations a byte. All marks lie under the flat part of the float32 roof; those of the versions with a matrix lie left, those of the tiled pass and the core right; at N = {most:,} the core is {gain:.1f} times as fast as two matrices."
-with plots.figure(width=7.5, height=4.4, alt=alt, caption=f"Marks grow with N ({', '.join(f'{n:,}' for n in sizes)}); times are those at {most:,}. In tiles it is the tile, not the batch, that decides how many operations a byte allows; what then counts is how few operations there are.") as axes:
+with plots.figure(width=7.5, height=4.4, alt=alt, caption=f"Marks grow with N ({', '.join(f'{n:,}' for n in sizes)}); times are those at {most:,}. All lie under the flat part, so bytes alone do not explain the order. Highest speed: {quickest}; longest time: {slowest}. A mark near the roof may belong to code that computes too much.") as axes:
     for (kind, top), line in zip(peak.items(), ("-", "--")):
         axes.plot(x, torch.minimum(x * bandwidth, torch.tensor(top)) / 1e9, line, color=plots.BLACK if line == "-" else plots.GREY, label=f"roof, {kind}")
     for name, (colour, marker) in looks.items():
@@ -227,7 +230,7 @@ def encode(chunk):
 
 
 whole = contrastive_loss(*encode(given), 20.0)
-cached = gradient_cache(encode, list(zip(*(x.split(64) for x in given))), lambda *x: contrastive_loss(*x, 20.0))
+cached = gradient_cache(encode, list(zip(*([part.clone() for part in x.split(64)] for x in given))), lambda *x: contrastive_loss(*x, 20.0))
 print(f"chunks of 64: the same loss: {abs(float(whole.detach() - cached)) < 1e-5}; kept for the backward pass: 1/{held[0] / held[-1]:.1f}; encoded {(len(held) - 1) // 8} times")
 
 # %% task
@@ -246,7 +249,7 @@ class Weighed(Retrieval):
 def train(size, precision):
     problem = Weighed(dataset)
     problem.precision = precision
-    result = fit("scratch", problem, budget=Budget(pairs, epochs), seed=seed, batch=size, lr=0.003 * (size / 64) ** 0.5)
+    result = fit("scratch", problem, budget=Budget(pairs, epochs), seed=seed, batch=size, lr=lr * (size / 64) ** 0.5)
     result.cost.peak_bytes = problem.kept  # exact, where the peak of the process would be mostly Python's
     mmkit.record(result, batch=size, precision=precision)
 
@@ -267,14 +270,18 @@ def point(results, size, precision="float32"):
     return arm_points(results, "recall@1", conditions[0])["scratch"] if conditions else None
 
 
+ranked = sorted((point(source, size)["mean"], size) for size in known if point(source, size))
+low, top = ranked[0][1], ranked[-1][1]
 what = f"R@1 over {len(seeds)} seed(s)"
-with plots.figure(width=6, height=3.2, alt=f"{what} against the batch size at equal compute, with 95 % intervals, and one mark for bfloat16 autocast.", caption="Each batch size passes over the pairs equally often. Ring: this run.") as axes:
-    for size, precision, place, colour in (look for size in known for look in ((size, "float32", size, plots.BLUE), (size, "bfloat16", size + 4, plots.VERMILION))):
-        if p := point(source, size, precision):
+with plots.figure(width=6, height=3.2, alt=f"{what} against the batch size at equal compute, with 95 % intervals, and one mark for bfloat16 autocast.", caption=f"Each batch size passes over the pairs equally often; the highest mean is at {top}, the lowest at {low}. Ring: this run.") as axes:
+    for batch_size, precision, place, colour in (look for n in known for look in ((n, "float32", n, plots.BLUE), (n, "bfloat16", n * 1.1, plots.VERMILION))):
+        if p := point(source, batch_size, precision):
             axes.errorbar(place, p["mean"], yerr=[[p["mean"] - p["low"]], [p["high"] - p["mean"]]] if len(seeds) > 1 else None, color=colour, marker="o")
-        if ring := point(mine, size, precision):
+        if ring := point(mine, batch_size, precision):
             axes.plot(place, ring["mean"], "o", markersize=11, fillstyle="none", color="0.4")
-    axes.set(xlabel="batch size (blue: float32, red: bfloat16 autocast)", ylabel=what, xticks=sorted(known))
+    axes.set(xscale="log", xlabel="batch size (blue: float32, vermilion: bfloat16 autocast)", ylabel=what)
+    axes.set_xticks(sorted(known), labels=sorted(known), minor=False)
+    axes.set_xticks([], minor=True)
 
 # %% encoder
 encoder = pretrained("efficientnet_lite0")
@@ -322,9 +329,11 @@ print(f"80 GB, width {width}: {largest_batch(80 * 10**9, 16, 16 * width):,} with
 
 # %% findings
 print(f"At N = {most:,} and D = {width} the core is {gain:.2f} times as fast as two matrices and {race['one matrix', most] / race['mmkit.core', most]:.2f} times as fast as one; you guessed {guess['times faster']}.")
-print(f"It runs at {speed['mmkit.core', most] / peak['float32']:.0%} of this machine's product speed, two matrices at {speed['two matrices', most] / peak['float32']:.0%}.")
+few = min(sizes)
+print(f"At N = {few:,} one matrix takes {1e3 * race['one matrix', few]:,.0f} ms and the core {1e3 * race['mmkit.core', few]:,.0f} ms.")
+print(f"At N = {most:,} it runs at {speed['mmkit.core', most] / peak['float32']:.0%} of this machine's product speed, two matrices at {speed['two matrices', most] / peak['float32']:.0%}.")
 print(f"On a batch that is told apart, the ordinary float32 gradient is {errors['ordinary', torch.float32][1] / errors['core', torch.float32][1]:,.0f} times further from float64 than the core's.")
-best = max((point(source, size)["mean"], size) for size in known if point(source, size))
+best = ranked[-1]
 print(f"At equal compute the highest mean R@1 over {len(seeds)} seed(s) is {best[0]:.3f}, at batch {best[1]}; you guessed {guess['best batch']}." + " One seed is an illustration, not evidence." * (len(seeds) == 1))
 bytes_kept = {result.condition["precision"]: result.row["cost"]["peak_bytes"] for result in mine if result.condition["batch"] == middle}
 print(f"A step at batch {middle} keeps {bytes_kept['float32'] / 1e6:.1f} MB in float32, {bytes_kept['bfloat16'] / 1e6:.1f} MB under autocast.")

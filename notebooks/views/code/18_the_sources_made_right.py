@@ -131,7 +131,7 @@ with TemporaryDirectory() as folder:
 print(f"targets {target.tolist()}; against 256 outputs the loss starts at {F.cross_entropy(torch.zeros(2, 256), target):.2f} = ln 256")
 photo_error = caught(lambda: tagger(torch.rand(4, 3, 224, 224)))
 print("given texts, it returns", tuple(tagger(told["train"][:4]).logits.shape), "= (texts, words, 2 tags): no vocabulary to write with")
-slip("A §5.2", "folder numbers as captions", "outputs that can be right", 1.0, len(target.unique()) / 256)
+slip("A §5.2", "folder numbers as captions", "outputs that can be right", told["train"].unique().count_nonzero().item() / len(words), len(target.unique()) / 256)
 
 # %% caption-decoder
 class Captioner(nn.Module):
@@ -260,7 +260,7 @@ slip("D §5.4", "a tag table for sentiment", "micro F1; right: without O", micro
 
 # %% slips-figure
 silent = [entry for entry in slips if entry["stops"] is None]
-text = f"{len(slips) - len(silent)} of {len(slips)} slips stop with an error, {len(silent)} run to the end and give another number"
+text = f"{len(slips) - len(silent)} of the {len(slips)} slips measured here stop with an error, {len(silent)} run to the end and give another number"
 rest = "; ".join(f"{entry['what']}: {entry['stops'] or format(entry['wrong'], '.2f')}, right {entry['right']:.2f}" for entry in slips)
 with plots.figure(width=9.5, height=6.2, alt=f"One line a slip, from the number as printed to the number made right. {text}. {rest}.",
                   caption=f"{text}. Crosses: as printed; an arrow means off the axis. Dots: made right. The grey words say which number.") as axes:
@@ -273,7 +273,7 @@ with plots.figure(width=9.5, height=6.2, alt=f"One line a slip, from the number 
         axes.plot(entry["right"], place, "o", color=plots.BLUE, markersize=8, clip_on=False)
         axes.annotate(entry["measure"], (1.04, place), va="center", fontsize=8, color=plots.GREY, annotation_clip=False)
     axes.set_yticks(range(len(slips)), [f"{entry['what']}  ({entry['where']})" for entry in reversed(slips)], fontsize=8.5)
-    axes.set(xlim=(0, 1.0), ylim=(-0.6, len(slips) - 0.4), xlabel="the number that the text promises")
+    axes.set(xlim=(0, 1.0), ylim=(-0.6, len(slips) - 0.4), xlabel="the number named at the right")
 
 # %% entity-scores
 def entity_scores(rows):

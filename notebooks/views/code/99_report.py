@@ -3,6 +3,7 @@
 
 # %% set-up
 import itertools
+import textwrap
 
 import numpy as np
 from IPython.display import HTML, Markdown, display
@@ -31,7 +32,7 @@ names = [verdict.verdict for verdict in found]
 caption = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
 if rows:
     alt = "Forest plot of the effect of each claim with its 95 % interval. " + "; ".join(f"{row['label']}: {row['text']}" for row in rows)
-    caption = f"Right of the grey band a claim holds, left of it its opposite does, inside the effect is too small to matter: {caption}."
+    caption = f"The word at the right is the verdict: {caption}. A bar inside the grey band is too small to matter, one that crosses 0 decides nothing."
     with plots.figure(alt=alt, caption=caption, width=11, height=1.1 + 0.45 * len(rows), smoke=smoke) as axes:
         plots.forest(axes, rows)
 
@@ -42,7 +43,7 @@ display(HTML(report.waiting_claims(batch.manifest)))
 # %% cost-quality-figure
 panels = report.panels(found, batch.results)
 points = [report.arm_points(batch.results, *panel) for panel in panels]
-titles = [report.condition_text(condition, report.conditions(batch.results)) for _, condition in panels]
+titles = [f"{report.condition_text(condition, [other for _, other in panels])}: {score}" for score, condition in panels]
 best = [max(point, key=lambda arm: point[arm]["mean"]) for point in points]
 cheap = [min(point, key=lambda arm: point[arm]["flops"]) for point in points]
 tops = [f"{t}: {b} is highest with {p[b]['mean']:.3f} for {p[b]['flops']:.1e} FLOPs, {c} cheapest with {p[c]['mean']:.3f} for {p[c]['flops']:.1e}" for t, b, c, p in zip(titles, best, cheap, points)]
@@ -50,9 +51,11 @@ shape = {"rows": -(-len(panels) // 2) or 1, "columns": min(2, len(panels)) or 1}
 with plots.figure(**shape, squeeze=False, width=9.5, height=3.3 * shape["rows"], alt="Score against compute. " + ". ".join(tops), caption=". ".join(tops) + ".", smoke=smoke) as axes:
     for place in axes.flat[len(panels) :]:
         place.set_axis_off()
-    for number, (place, point, (score, _)) in enumerate(zip(axes.flat, points, panels)):
-        plots.cost_quality(place, point, score=score, legend=number == shape["columns"] - 1)
-        place.set_title(titles[number], fontsize=9)
+    for place, point, title, (score, _) in zip(axes.flat, points, titles, panels):
+        plots.cost_quality(place, point, score=score, legend=False)
+        place.set_title(textwrap.fill(title, 46), fontsize=9)
+    known = {label: handle for place in axes.flat for handle, label in zip(*place.get_legend_handles_labels())}
+    axes[0, -1].legend(known.values(), known, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
 
 # %% arm-tables
 display(HTML(report.arm_tables(batch.results)))
@@ -128,7 +131,7 @@ def sign_flip_p(effects):
     return np.mean(abs(signs @ effects) >= abs(np.sum(effects)) * (1 - 1e-12))
 
 # %% check-sign-flip
-example = np.array([0.03, 0.01, 0.04, -0.01, 0.05, 0.02])
+example = np.array([3, 1, 4, -1, 5, 2]) / 64  # exact in binary, so that sums in any order are equal
 assert abs(sign_flip_p(example) - stats.sign_flip(example)) < 1e-12, "count every pattern, the observed one too, and compare absolute sums"
 assert sign_flip_p(np.ones(5)) == 2 / 32 > 0.05, "five seeds that all agree: only two of 32 patterns are as far out"
 print(f"six seeds, five in favour: p = {sign_flip_p(example):.3f}; five seeds at best: p = {sign_flip_p(np.ones(5)):.4f}")
@@ -143,6 +146,9 @@ assert abs(standard_error(100, 5, 0.5) / drawn.mean(axis=(1, 2)).std() - 1) < 0.
 print(f"twice the images: {standard_error(200, 5, 0.5):.3f}, twice the captions: {standard_error(100, 10, 0.5):.3f}, as it was: {standard_error(100, 5, 0.5):.3f}")
 
 # %% findings
+print(f"{len(found)} claims: {', '.join(f'{names.count(name)} {name}' for name in dict.fromkeys(names))}")
+highest = dict.fromkeys(best)
+print(f"highest means of the figure above: {', '.join(highest)}" + ("; no arm wins everywhere" if len(highest) > 1 else ""))
 for verdict in found:
     print(f"{verdict.claim.id} {verdict.verdict}: {verdict.claim.statement}")
     print(f"   {report.effect_text(verdict)}; {verdict.reason}")
