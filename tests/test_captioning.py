@@ -450,6 +450,17 @@ def test_the_decoder_is_pretrained_as_a_language_model_of_the_pool(scenes):
     assert loss["frozen"] < 0.6 * loss["scratch"]
 
 
+def test_what_a_decoder_is_pretrained_to_depends_on_the_seed_alone(scenes, monkeypatch):
+    """Its dropout, too: what was drawn before it in the same process changes nothing."""
+    monkeypatch.setattr("mmkit.strategies.encoders.cached", lambda key, compute: compute())
+    made, heads = Captioning(scenes, dim=16, dropout=0.4), []
+    for drawn in (0, 3):
+        torch.manual_seed(drawn)
+        options = {"budget": Budget(16, 1), "seed": 0, "encoders": replace(QUICK, epochs=1), "lr": 1e-9, "batch": 16, "evaluate": ("val",)}
+        heads.append(fit("frozen", made, **options).model.head.state_dict())
+    assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+
+
 def test_given_batch_statistics_stay_as_they_were_given():
     image = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     model = Captioner.__new__(Captioner)

@@ -349,6 +349,12 @@ def slow_process(pause):
     return subprocess.Popen([sys.executable, "-c", SLOW_RECIPE, str(pause)], stdout=subprocess.PIPE, text=True)
 
 
+def test_splits_that_are_drawn_anew_are_counted_anew(data_root):
+    ds = load(recipe())
+    ds.items.loc[:1, "split"] = "left_out"
+    assert ds.splits == {"train": 4, "test": 1, "left_out": 2}
+
+
 def test_killed_in_the_middle_then_run_again(data_root):
     process = slow_process(60)
     assert process.stdout.readline() == "working\n"
@@ -356,10 +362,11 @@ def test_killed_in_the_middle_then_run_again(data_root):
     process.communicate()
     left = sorted(path.name for path in data_root.iterdir())
     assert len(left) == 2 and left[1].startswith(".slow.tmp-")
+    (data_root / ".slow-training.tmp-x").mkdir()  # of another set, whose name begins alike
     with pytest.raises(MmkitError, match="unknown data set 'slow'"):
         load("slow")
     assert len(slow_process(0).communicate()[0].splitlines()) == 4
-    assert sorted(path.name for path in data_root.iterdir()) == [".slow.lock", "slow"]
+    assert sorted(path.name for path in data_root.iterdir()) == [".slow-training.tmp-x", ".slow.lock", "slow"]
     assert prepared.check(data_root / "slow")["splits"] == {"train": 3}
 
 

@@ -15,7 +15,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from mmkit.data import File, Recipe, fetch, load, prepared
+from mmkit.data import File, Recipe, commands, fetch, load, prepared
 from mmkit.data.archive import unpack
 from mmkit.errors import MmkitError
 
@@ -275,9 +275,17 @@ def test_the_mirror_comes_before_the_network(recipe, server, mirror, monkeypatch
     monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "other"))
     server.log.clear()
     ds = load(recipe)
-    assert ds.content == from_network and server.log == [] and ds.card["sources"][0]["from"] == "$MMKIT_MIRROR/set/texts"
+    assert ds.content == from_network and server.log == [] and ds.card["sources"][0]["from"] == "$MMKIT_MIRROR/set/texts" and ds.card["sources"][0]["checked"]
     assert str(tmp_path) not in (ds.root / "card.json").read_text()
     assert left(tmp_path / "other") == [".set.lock", "set"]
+
+
+def test_a_mirror_that_lists_nothing_is_not_called_checked(recipe, mirror, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MMKIT_MIRROR", str(tmp_path / "mirror"))
+    (tmp_path / "mirror/SHA256SUMS").unlink()
+    assert not load(recipe).card["sources"][0]["checked"]
+    commands.card("set")
+    assert "held against no published digest" in capsys.readouterr().out
 
 
 def test_a_mirror_without_the_file_is_passed_over(recipe, server, tmp_path, monkeypatch):
@@ -309,6 +317,8 @@ def test_an_optional_file_that_cannot_be_had_is_reported(recipe, server):
         and ds.card["reported"][0]["name"] == "more.txt"
         and "optional, left out: more.txt could not be downloaded" in ds.card["reported"][0]["reason"]
     )
+    with pytest.raises(MmkitError, match="unknown text language of 'set' 'zh'.*; more.txt could not be had when it was prepared, 'mmkit data prepare set --force' tries again"):
+        ds.texts_of([0], language="zh")
 
 
 # ---------------------------------------------------------------------------------------------- archives

@@ -195,16 +195,16 @@ def test_a_class_against_the_rest(phantoms):
         Diagnosis(phantoms, label="label_sex", positive="men")
 
 
-def toy(positives):
-    """Six patients a split, of which so many in `test` have the finding."""
+def toy(positives, split_of_few="test"):
+    """Six patients a split, of which so many in one of them have the finding."""
 
     def prepare(writer, sources):
-        for split, sick in (("train", 3), ("val", 3), ("test", positives)):
+        for split, sick in ({"train": 3, "val": 3, "test": 3} | {split_of_few: positives}).items():
             for n in range(6):
                 row = writer.item(f"{split}-{n}", split=split, image=writer.image(np.zeros((16, 16, 3), np.uint8)), group=f"{split}-{n}", label_pneumonia=int(n < sick))
                 writer.text(row, "a note .", role="note")
 
-    return load(Recipe(name=f"toy_diagnosis_{positives}", title="", task="", licence="", terms="", citation="", version=1, prepare=prepare))
+    return load(Recipe(name=f"toy_{'diagnosis' if split_of_few == 'test' else split_of_few}_{positives}", title="", task="", licence="", terms="", citation="", version=1, prepare=prepare))
 
 
 def test_a_label_that_occurs_once_is_refused():
@@ -212,6 +212,8 @@ def test_a_label_that_occurs_once_is_refused():
     for count in (0, 1):
         with pytest.raises(MmkitError, match=f"'label_pneumonia' of 'toy_diagnosis_{count}' is 1 for {count} patients of split 'test': at least 2 are needed"):
             Diagnosis(toy(count))
+    with pytest.raises(MmkitError, match="is 1 for 1 patients of split 'ood_clinic'"):
+        Diagnosis(toy(1, "ood_clinic"))
 
 
 def test_reworded_texts_are_one_more_role_of_the_same_patients(phantoms):

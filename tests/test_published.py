@@ -30,7 +30,7 @@ def test_random_weights_are_far_behind_and_the_slow_arms_are_one_seed():
 
 def test_a_frozen_encoder_captions_photographs_as_well_as_was_asked_and_far_better_than_without_the_photograph():
     bleu, cider, blank = (scores("flickr8k_captioning", name) for name in ("bleu_4", "cider_d", "blank_image/cider_d"))
-    assert max(bleu["frozen"]) >= 0.20 and max(cider["frozen"]) >= 0.49
+    assert max(bleu["frozen"]) >= 0.20 and max(cider["frozen"]) >= 0.50
     assert all(told > 1.4 * empty for arm in cider for told, empty in zip(cider[arm], blank[arm], strict=True)), "chance is the caption of an empty picture"
 
 

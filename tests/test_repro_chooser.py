@@ -32,3 +32,11 @@ def test_unknown_knobs_and_tasks_are_refused(published):
         chooser.choose(published, pair=3)
     with pytest.raises(MmkitError, match="unknown task with records 'captioning'"):
         chooser.choose(published, task="captioning")
+
+
+def test_two_experiments_in_one_case_are_not_mixed():
+    narrow_and_broad = records.read(ROOT / "notebooks" / "records" / "lp_ft")
+    with pytest.raises(MmkitError, match="found two results of '.*', seed 10, in one case; they differ in case: give it the records of one of them"):
+        chooser.choose(narrow_and_broad, pairs=256, both=0.0, image_share=0.5)
+    broad = [result for result in narrow_and_broad if result.condition["case"] == "broad pools"]
+    assert chooser.choose(broad, pairs=256, both=0.0, image_share=0.5).distance == 0

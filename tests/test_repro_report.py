@@ -1,10 +1,12 @@
 """The report and its figures: one file that reads without a network, and no figure without words."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from repro_data import batch_folder, claim, head_to_head
 
+from mmkit.errors import MmkitError
 from mmkit.repro import report, runner
 from mmkit.teach import plots
 
@@ -13,7 +15,7 @@ pytestmark = pytest.mark.slow
 FAILURE = {"label": "06_head_to_head seed=8", "cell": "train-cell", "kind": "cell error", "message": "ValueError: boom", "attempts": 1, "key": "0"}
 DECLARED = [
     claim("C1", limits="One size of model."),
-    claim("C4", statement="component is cheaper", direction="greater", scale="log2", smallest_effect=0.1, unit="FLOPs", family="cost",
+    claim("C4", statement="component is cheaper", direction="greater", scale="log2", smallest_effect=0.1, unit="log2 FLOPs", family="cost",
           terms=[{"arm": arm, "cost": "flops", "condition": {"pairs": 64}, "weight": weight} for arm, weight in (("holistic", 1.0), ("component", -1.0))]),
     claim("C5", statement="nothing was recorded for this", terms=[{"arm": "absent", "score": "accuracy", "weight": 1.0}]),
 ]  # fmt: skip
@@ -37,6 +39,7 @@ def test_the_claims_table_says_what_must_be_said(batch):
     assert table.loc["C1", "verdict"] == "✔ supported" and table.loc["C4", "verdict"] == "✘ contradicted" and table.loc["C5", "verdict"] == "? inconclusive"
     assert re.fullmatch(r"\+0\.\d+ \[\+0\.\d+,\s\+0\.\d+\] accuracy", table.loc["C1", "effect [95 % interval]"])
     assert table.loc["C4", "effect [95 % interval]"].startswith("x0.5 [0.5") and table.loc["C4", "smallest that matters"] == "x1.07"
+    assert report.effect_text(report.verdicts(batch)[1]).endswith("] FLOPs"), "a ratio is no logarithm"
     assert (table.loc["C1", "seeds"], table.loc["C1", "clusters"], table.loc["C1", "compute ratio"], table.loc["C1", "in how many seeds"]) == (
         "8",
         "120",
@@ -55,6 +58,21 @@ def test_all_cases_together_takes_what_every_arm_has(batch):
     assert {arm: scores.shape for arm, scores in report.across(lacking)[1].items()} == dict.fromkeys(("holistic", "component"), (2, 7))
     assert report.across([r for r in batch.results if r.condition["pairs"] == 64])[1] == {}, "one case alone"
     assert report.across([]) == ("", {})
+
+
+def test_a_condition_is_told_by_the_one_thing_that_tells_it_apart():
+    among = [{"case": "few", "pairs": 64, "both": 0.0}, {"case": "many", "pairs": 256, "both": 0.0}, {"case": "hard", "pairs": 256, "both": 1.0}]
+    assert report.condition_text(among[2], among) == "case hard" and report.condition_text(among[0], among[:1]) == "case few, pairs 64, both 0"
+    assert report.condition_text({"pairs": 256, "both": 0.0}, [{"pairs": 64, "both": 0.0}, {"pairs": 256, "both": 1.0}, {"pairs": 64, "both": 1.0}]) == "pairs 256, both 0"
+
+
+def test_a_batch_without_a_result_leaves_what_was_published(batch, tmp_path):
+    folder = tmp_path / "published"
+    runner.publish(batch, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(MmkitError, match="nothing to publish: no run of 'toy' has a result; what was published stays"):
+        runner.publish(replace(batch, results=[]), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
 def test_arms_panels_failures_and_provenance(batch):

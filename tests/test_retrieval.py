@@ -112,7 +112,7 @@ def test_each_objective_has_its_own_tuned_rate(scenes):
     assert Retrieval(scenes).tuned_as == "retrieval" and Retrieval(scenes, objective="hinge").tuned_as == "retrieval, hinge"
     assert {f"retrieval, {name}" for name in OBJECTIVES[1:]} <= set(table()["lr"])
     run = fit("scratch", Retrieval(scenes, objective="sigmoid"), budget=Budget(64, 1), seed=0, encoders=QUICK, evaluate=("test",))
-    assert run.settings["lr"] == learning_rate("retrieval, sigmoid", "scratch") != learning_rate("retrieval", "scratch")
+    assert run.settings["lr"] == learning_rate("retrieval, sigmoid", "scratch") != learning_rate("retrieval", "scratch") and run.settings["lr_from"] == "tuned"
 
 
 @pytest.mark.parametrize(("message", "options"), [
