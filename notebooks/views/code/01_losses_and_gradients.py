@@ -307,7 +307,7 @@ before, after = (felt(shares(partial(infonce, tau=best), stages[name])) for name
 cosine, control = zip(*pulls.values())
 spread = {name: learned[name][1].std().item() for name in ("hinge, hardest", f"InfoNCE {min(temperatures):g}", f"InfoNCE {middle:g}")}
 display(Markdown(f"""
-* **Hardness.** R@1: {numbers}; hardest after the sum {rescued:.2f}. Your guesses: {", ".join(f"{name} {value:.2f}" for name, value in guess.items())}. At {best:g}, the best of the temperatures, an image feels {before:.0f} of {batch - 1} wrong texts before training and {after:.0f} after it. 
+* **Hardness.** R@1: {numbers}; hardest after the sum {rescued:.2f}. Your guesses: {", ".join(f"{name} {value:.2f}" for name, value in guess.items())}. At {best:g}, the best of the temperatures, an image feels {before:.0f} of {batch - 1} wrong texts before training and {after:.0f} after it.
 * **Collapse.** After training, the similarities of all pairs have a standard deviation of {", ".join(f"{width:.3f} ({name})" for name, width in spread.items())}. Collapsed, below 0.01: {", ".join(name for name, width in spread.items() if width < 0.01) or "none"}.
 * **Separation.** The path of the image encoder does not depend on the texts under {", ".join(name for name, noticed in notices.items() if not noticed)}; it does with {", ".join(name for name, noticed in notices.items() if noticed)}.
 * **Starving.** After {last} steps the joint model's residual is {inside[last][0]:.3f}, its text encoder's gradient has gone from {inside[0][1]:.2f} to {inside[last][1]:.4f}, and with the image blanked it is right in {inside[last][2]:.0%}; the text encoder trained alone in {alone[last][2]:.0%}.

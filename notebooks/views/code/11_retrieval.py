@@ -58,7 +58,7 @@ def run(arm, *, batch=batches[-1], **options):
     task = problem(**options)
     encoders, budget = Encoders.suited(task.dataset, arm), Budget(pairs or task.dataset.splits["train"], epochs)
     result = fit(arm, task, budget=budget, seed=seed, encoders=encoders, batch=batch)
-    about = {"pools": "broad", "objective": "infonce", "temperature": "learnt", "batch": batch} | {key: value for key, value in options.items() if value is not None}
+    about = {"pools": "broad", "objective": "infonce", "temperature": "learnt", "batch": batch, "epochs": epochs} | {key: value for key, value in options.items() if value is not None}
     if result.ends:
         walk(result, task, encoders, about)
     else:
@@ -99,11 +99,10 @@ print(f"{len(mine)} results recorded on {data}")
 # %% table
 def line(result):
     row, condition = result.row, result.condition
-    name = row["arm"] + (f" {condition['alpha']:g}" if "alpha" in condition else "")
     shifted = {split: row["scores"][f"{split}/recall@1"] for split in ("ood_composition", "ood_style") if f"{split}/recall@1" in row["scores"]}
-    kind = {key: condition[key] for key in ("objective", "batch", "temperature", "pools")}
-    found = {"R@1": row["scores"]["recall@1"], "median rank": row["scores"]["t2i/median_rank"], "mAP": row["scores"]["i2t/map"]}
-    return {"arm": name, **kind, **found, **shifted, "GFLOPs": row["cost"]["flops"] / 1e9}
+    found = {} if data == "scenes" else {"encoder": f"{row['settings']['image']}, {row['settings']['size']} px"}  # on photos arms differ in it
+    found |= {"R@1": row["scores"]["recall@1"], "median rank": row["scores"]["t2i/median_rank"], "mAP": row["scores"]["i2t/map"]}
+    return {"arm": f"{row['arm']} {condition.get('alpha', '')}".strip(), **{key: condition[key] for key in ("objective", "batch", "temperature", "pools")}, **found, **shifted, "GFLOPs": row["cost"]["flops"] / 1e9}
 
 
 table = pd.DataFrame(map(line, mine))
@@ -153,7 +152,8 @@ with plots.figure(1, len(panels), width=4.8 * len(panels), height=4.2, alt=alt, 
     axes[0][0].legend(loc="upper left", fontsize=8)
 
 # %% verdicts
-verdicts = report.verdicts(report.open_batch(published, str(folder.parent))[0]) if evidence else []
+plans = (published, f"{published}_budget") if evidence else ()
+verdicts = [verdict for name in plans if (folder.parent / name).exists() for verdict in report.verdicts(report.open_batch(name, str(folder.parent))[0])]
 if verdicts:
     with pd.option_context("display.max_colwidth", None):
         display(report.claims_table(verdicts)[["verdict", "claim", "effect [95 % interval]", "seeds"]])

@@ -188,13 +188,11 @@ speed = {(name, n): work[name] * n * n * width / seconds for (name, n), seconds 
 print("\n".join(f"N = {n:,}: " + ", ".join(f"{name} {1e3 * race[name, n]:,.0f} ms" for name in VERSIONS) for n in sizes))
 
 # %% roofline
-most = max(sizes)
-quickest, slowest = (max(VERSIONS, key=lambda name: of[name, most]) for of in (speed, race))
-gain = race["two matrices", most] / race["mmkit.core", most]
+most, gain = max(sizes), race["two matrices", max(sizes)] / race["mmkit.core", max(sizes)]
 looks = dict(zip(VERSIONS, ((plots.VERMILION, "s"), (plots.ORANGE, "D"), (plots.SKY, "^"), (plots.BLUE, "o"))))
 x = torch.logspace(0, 3, 200)
 alt = f"Roofline of this machine on logarithmic axes, speed against operations a byte. All marks lie under the flat part of the float32 roof; those of the versions with a matrix lie left, those of the tiled pass and the core right; at N = {most:,} the core is {gain:.1f} times as fast as two matrices."
-with plots.figure(width=7.5, height=4.4, alt=alt, caption=f"Marks grow with N ({', '.join(f'{n:,}' for n in sizes)}); times are those at {most:,}. All lie under the flat part, so bytes alone do not explain the order. Highest speed: {quickest}; longest time: {slowest}. A mark near the roof may belong to code that computes too much.") as axes:
+with plots.figure(width=7.5, height=4.4, alt=alt, caption=f"Marks grow with N ({', '.join(f'{n:,}' for n in sizes)}); times are those at {most:,}. All lie under the flat part, so bytes alone do not explain the order. Highest speed: {max(VERSIONS, key=lambda name: speed[name, most])}; longest time: {max(VERSIONS, key=lambda name: race[name, most])}. A mark near the roof may belong to code that computes too much.") as axes:
     for (kind, top), line in zip(peak.items(), ("-", "--")):
         axes.plot(x, torch.minimum(x * bandwidth, torch.tensor(top)) / 1e9, line, color=plots.BLACK if line == "-" else plots.GREY, label=f"roof, {kind}")
     for name, (colour, marker) in looks.items():
@@ -271,17 +269,15 @@ def point(results, size, precision="float32"):
 
 
 ranked = sorted((point(source, size)["mean"], size) for size in known if point(source, size))
-low, top = ranked[0][1], ranked[-1][1]
 what = f"R@1 over {len(seeds)} seed(s)"
-with plots.figure(width=6, height=3.2, alt=f"{what} against the batch size at equal compute, with 95 % intervals, and one mark for bfloat16 autocast.", caption=f"Each batch size passes over the pairs equally often; the highest mean is at {top}, the lowest at {low}. Ring: this run.") as axes:
+with plots.figure(width=6, height=3.2, alt=f"{what} against the batch size at equal compute, with 95 % intervals, and one mark for bfloat16 autocast.", caption=f"Each batch size passes over the pairs equally often; the highest mean is at {ranked[-1][1]}, the lowest at {ranked[0][1]}. Ring: this run.") as axes:
     for batch_size, precision, place, colour in (look for n in known for look in ((n, "float32", n, plots.BLUE), (n, "bfloat16", n * 1.1, plots.VERMILION))):
         if p := point(source, batch_size, precision):
             axes.errorbar(place, p["mean"], yerr=[[p["mean"] - p["low"]], [p["high"] - p["mean"]]] if len(seeds) > 1 else None, color=colour, marker="o")
         if ring := point(mine, batch_size, precision):
             axes.plot(place, ring["mean"], "o", markersize=11, fillstyle="none", color="0.4")
-    axes.set(xscale="log", xlabel="batch size (blue: float32, vermilion: bfloat16 autocast)", ylabel=what)
-    axes.set_xticks(sorted(known), labels=sorted(known), minor=False)
-    axes.set_xticks([], minor=True)
+    axes.set_xscale("log", base=2)
+    axes.set(xticks=sorted(known), xticklabels=sorted(known), xlabel="batch size (blue: float32, vermilion: bfloat16 autocast)", ylabel=what)
 
 # %% encoder
 encoder = pretrained("efficientnet_lite0")
@@ -329,13 +325,8 @@ print(f"80 GB, width {width}: {largest_batch(80 * 10**9, 16, 16 * width):,} with
 
 # %% findings
 print(f"At N = {most:,} and D = {width} the core is {gain:.2f} times as fast as two matrices and {race['one matrix', most] / race['mmkit.core', most]:.2f} times as fast as one; you guessed {guess['times faster']}.")
-few = min(sizes)
-print(f"At N = {few:,} one matrix takes {1e3 * race['one matrix', few]:,.0f} ms and the core {1e3 * race['mmkit.core', few]:,.0f} ms.")
-print(f"At N = {most:,} it runs at {speed['mmkit.core', most] / peak['float32']:.0%} of this machine's product speed, two matrices at {speed['two matrices', most] / peak['float32']:.0%}.")
+print(f"At N = {min(sizes):,} one matrix takes {1e3 * race['one matrix', min(sizes)]:,.0f} ms and the core {1e3 * race['mmkit.core', min(sizes)]:,.0f} ms.")
 print(f"On a batch that is told apart, the ordinary float32 gradient is {errors['ordinary', torch.float32][1] / errors['core', torch.float32][1]:,.0f} times further from float64 than the core's.")
-best = ranked[-1]
-print(f"At equal compute the highest mean R@1 over {len(seeds)} seed(s) is {best[0]:.3f}, at batch {best[1]}; you guessed {guess['best batch']}." + " One seed is an illustration, not evidence." * (len(seeds) == 1))
-bytes_kept = {result.condition["precision"]: result.row["cost"]["peak_bytes"] for result in mine if result.condition["batch"] == middle}
-print(f"A step at batch {middle} keeps {bytes_kept['float32'] / 1e6:.1f} MB in float32, {bytes_kept['bfloat16'] / 1e6:.1f} MB under autocast.")
+print(f"At equal compute the highest mean R@1 over {len(seeds)} seed(s) is {ranked[-1][0]:.3f}, at batch {ranked[-1][1]}; you guessed {guess['best batch']}." + " One seed is an illustration, not evidence." * (len(seeds) == 1))
 for verdict in claims.evaluate(claims.read_claims(["C14", "C14-memory"]), evidence) if evidence else []:
     print(f"{verdict.claim.id}: {verdict.verdict}. {verdict.claim.statement} {verdict.reason}")
