@@ -302,6 +302,11 @@ def test_a_single_modality_answers_what_it_holds_and_nothing_else(singles, told)
         assert fit(name, told, budget=Budget(192, 4), seed=0, encoders=QUICK, evaluate=("test",)).scores["accuracy"].value < 0.45
 
 
+def test_an_ensemble_says_where_its_rate_comes_from(singles, told):
+    drawn = fit("ensemble_single", told, budget=Budget(64, 1), seed=0, encoders=QUICK, evaluate=("test",))
+    assert drawn.settings["lr_from"] == "tuned" and singles["ensemble_single"].settings["lr_from"] == "given"
+
+
 def test_best_single_is_the_better_one_by_validation(singles):
     best = singles["best_single"]
     assert best.settings["chosen"] == "text_only" and best.arm == "best_single"

@@ -188,7 +188,7 @@ def manifest(folder: Path) -> dict:
 
 
 def publish(batch: Batch, folder: Path) -> None:
-    """Write a batch compactly to a folder that is committed: rows, items, and what is needed to say where they came from. It is whole or as it was before.
+    """Write a batch compactly to a folder that is committed: rows, items, and what is needed to say where they came from; it is made beside and renamed when it is whole.
 
     Raises: MmkitError when no run has a result."""
     if not batch.results:

@@ -214,6 +214,7 @@ def _scores(task, model: nn.Module, inputs: Inputs, splits: dict[str, Tensor], *
 
 def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, lr: float | None, **options) -> Run:
     share = replace(budget, flops=budget.flops and budget.flops / 2)
+    origin = "given" if lr is not None else "tuned" if is_tuned(task.tuned_as, name) else "middle of the grid"
     if name == "ensemble_single" and lr is None:
         lr = learning_rate(task.tuned_as, name)  # tuned as an arm of its own: what is best for a member alone need not be best for the mean
     members = [fit(single, task, budget=share, seed=seed, encoders=encoders, evaluate=evaluate, lr=lr, **options) for single in ("image_only", "text_only")]
@@ -228,5 +229,5 @@ def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, 
     inputs = Inputs.of(task.dataset, words, role=task.role, language=task.language, device=device()[0])
     splits = {split: task.rows(split) for split in _evaluated(task, evaluate)}
     kept = task.scores(model, inputs, task.rows("val"))[task.metric].value
-    settings = {**members[0].settings, "lr": [m.settings["lr"] for m in members], "validation": kept}
+    settings = {**members[0].settings, "lr": [m.settings["lr"] for m in members], "lr_from": origin, "validation": kept}
     return Run(name, task.name, members[0].data, members[0].data_hash, seed, budget, settings, _scores(task, model, inputs, splits, blank=False), cost, history, model)
