@@ -50,9 +50,9 @@ class PairedDataset:
 
     def rows(self, split: str) -> np.ndarray:
         """The rows of a split, (B,) int64. Raises MmkitError for a split that does not exist or is empty."""
-        if split not in self.splits:
-            raise unknown(f"split of {self.name!r}", split, self.splits)
         rows = np.flatnonzero((self.items["split"] == split).to_numpy())
+        if not len(rows) and split not in self.splits:
+            raise unknown(f"split of {self.name!r}", split, self.splits)
         if not len(rows):
             raise MmkitError(f"split {split!r} of {self.name!r} is empty: there are {self.splits}")
         return rows
