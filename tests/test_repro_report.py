@@ -66,6 +66,12 @@ def test_a_condition_is_told_by_the_one_thing_that_tells_it_apart():
     assert report.condition_text({"pairs": 256, "both": 0.0}, [{"pairs": 64, "both": 0.0}, {"pairs": 256, "both": 1.0}, {"pairs": 64, "both": 1.0}]) == "pairs 256, both 0"
 
 
+def test_a_report_of_a_plan_that_is_not_there_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path))
+    with pytest.raises(MmkitError, match="unknown plan 'head_too_head'.*did you mean 'head_to_head'"):
+        report.export("head_too_head")
+
+
 def test_a_batch_without_a_result_leaves_what_was_published(batch, tmp_path):
     folder = tmp_path / "published"
     runner.publish(batch, folder)

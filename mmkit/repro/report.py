@@ -47,6 +47,8 @@ def export(plan: str = "head_to_head", *, out: Path | None = None, publish: bool
     name = batch.manifest["plan"]["name"] if batch else read_plan(plan).name if Path(plan).suffix else str(plan)
     place = paths.runs() / name
     folder = place if batch else _folder(name)
+    if not batch and not (folder / "plan.json").exists():
+        read_plan(plan)  # refuses a name that no plan has, with the nearest one
     asked = batch.manifest["plan"] if batch else runner.manifest(folder)["plan"]
     if publish:
         runner.publish(batch or runner.load(folder), paths.notebooks() / "records" / name)
