@@ -14,7 +14,7 @@ from mmkit.strategies.arms import DERIVED, Arm, Stage, arm
 from mmkit.strategies.balance import Blended, Modulated, blend_weights, end_losses, own_heads
 from mmkit.strategies.encoders import Encoders, features, fresh, pool_texts, self_supervised, sources, tokenizer
 from mmkit.strategies.run import Budget, Run, interpolate
-from mmkit.strategies.tuned import is_tuned, learning_rate
+from mmkit.strategies.tuned import learning_rate, rate_from
 from mmkit.training import Cost, Inputs, Phase, batches, choose, device, flops_of, forget_peak, peak_bytes, seeded, stream, train
 
 BATCH = 64
@@ -37,7 +37,7 @@ def fit(name: str, task, *, budget: Budget, seed: int, encoders: Encoders = Enco
         raise MmkitError(f"{name!r} is not defined for {task.name}: a modality alone has no loss there")
     if any(stage.mined for stage in plan.stages) and task.mined is None:
         raise MmkitError(f"{name!r} is not defined for {task.name}: negatives are mined where a batch is ranked, in retrieval")
-    origin = "given" if lr is not None else "tuned" if is_tuned(task.tuned_as, name, real=encoders.real) else "middle of the grid"
+    origin = rate_from(task.tuned_as, name, lr, real=encoders.real)
     lr = learning_rate(task.tuned_as, name, real=encoders.real) if lr is None else lr
     rows = pairs(task, budget.pairs, seed)
     words = task.words or tokenizer(task.dataset, encoders, language=task.language)
@@ -214,7 +214,7 @@ def _scores(task, model: nn.Module, inputs: Inputs, splits: dict[str, Tensor], *
 
 def _derived(name: str, task, *, seed: int, budget: Budget, encoders: Encoders, evaluate, lr: float | None, **options) -> Run:
     share = replace(budget, flops=budget.flops and budget.flops / 2)
-    origin = "given" if lr is not None else "tuned" if is_tuned(task.tuned_as, name) else "middle of the grid"
+    origin = rate_from(task.tuned_as, name, lr)
     if name == "ensemble_single" and lr is None:
         lr = learning_rate(task.tuned_as, name)  # tuned as an arm of its own: what is best for a member alone need not be best for the mean
     members = [fit(single, task, budget=share, seed=seed, encoders=encoders, evaluate=evaluate, lr=lr, **options) for single in ("image_only", "text_only")]

@@ -18,9 +18,9 @@ def learning_rate(task: str, arm: str, *, real: bool = False) -> float:
     return _tuned(task, real).get(arm, grid[len(grid) // 2])
 
 
-def is_tuned(task: str, arm: str, *, real: bool = False) -> bool:
-    """Whether the arm's rate was searched for on this task, or is its grid's middle."""
-    return arm in _tuned(task, real)
+def rate_from(task: str, arm: str, given: float | None, *, real: bool = False) -> str:
+    """For a record: whether an arm's rate was given, searched for on this task, or is its grid's middle."""
+    return "given" if given is not None else "tuned" if arm in _tuned(task, real) else "middle of the grid"
 
 
 def _tuned(task: str, real: bool) -> dict[str, float]:
