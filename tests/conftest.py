@@ -32,6 +32,10 @@ collect_ignore = [name for name, _ in NOT_RUN]
 def pytest_terminal_summary(terminalreporter):
     for name, reason in NOT_RUN:
         terminalreporter.write_line(f"NOT RUN: tests/{name}: {reason}", yellow=True)
+    for report in terminalreporter.getreports("passed"):
+        for name, said in report.user_properties:
+            if name == "slow" and report.when == "call":
+                terminalreporter.write_line(f"SLOW: {said}", yellow=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,15 +52,11 @@ def _session_folders(tmp_path_factory):
 
 @pytest.fixture
 def mmkit(tmp_path):
-    """Run the command line as a user would: `mmkit("data", "list")` -> completed process with text output, and in `seconds`
-    its processor time, which a busy machine does not lengthen."""
+    """Run the command line as a user would: `mmkit("data", "list")` -> completed process with text output."""
 
-    def call(*arguments, check=None, timeout=300, cwd=ROOT, **environment):
+    def call(*arguments, check=None, cwd=ROOT, **environment):
         command = [sys.executable, "-m", "mmkit.cli", *map(str, arguments)]
-        before = os.times()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env={**os.environ, **environment})
-        after = os.times()
-        done.seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
         if check is not None:
             assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-import time
+
+from repro_stub import wait_for
 
 
 class Cluster:
@@ -39,10 +40,3 @@ class Cluster:
         with open(self.folder / f"{kind}{self.begun}.log", "wb") as log:
             command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file), "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", *options]
             return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log)
-
-
-def wait_for(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)

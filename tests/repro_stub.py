@@ -1,5 +1,6 @@
 """A notebook that does next to nothing and records two arms, or fails as it is told; for the tests and the benchmark of the engine."""
 
+import time
 from pathlib import Path
 
 import nbformat
@@ -65,6 +66,12 @@ def make_plan(notebook: Path, **entry) -> plan.Plan:
 
 def quiet(_line: str) -> None:
     return None
+
+
+def wait_for(condition) -> None:
+    """How long that may take is pytest's time limit: what takes a second here takes a minute where many others compute."""
+    while not condition():
+        time.sleep(0.05)
 
 
 def rows(batch) -> list[tuple]:

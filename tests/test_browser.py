@@ -75,7 +75,7 @@ def server(tmp_path_factory):
         yield _address(process, home), token
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait()
 
 
 def _address(process, home):

@@ -3,7 +3,6 @@
 import math
 import random
 import re
-import time
 from collections import defaultdict
 from dataclasses import replace
 
@@ -269,16 +268,6 @@ def test_a_larger_length_penalty_gives_longer_captions():
 def test_beam_search_refuses_what_makes_no_sense(wrong):
     with pytest.raises(MmkitError, match="beam search needs 1 <= length <= 7, beams >= 1 and length_penalty >= 0"):
         beam_search(captioner("gru"), images(1), **wrong)
-
-
-def test_a_thousand_captions_with_three_beams_are_quick():
-    """The width and the words of the Flickr8k model; processor seconds of one thread, of which the limit on two cores is 20."""
-    model = captioner("gru", words=2924, dim=512, length=16)
-    with torch.no_grad():
-        model.head.out.bias[END] = 3.0
-    encoded, started = model.image(images(64)), time.process_time()
-    words = sum(int(beam_search(model, encoded).ids[:, 0].ne(END).sum()) for _ in range(4))
-    assert words > 256 * 6 and (time.process_time() - started) * 1000 / 256 < 20
 
 
 # ---------------------------------------------------------------------------------------------- facts of a scene

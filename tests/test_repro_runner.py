@@ -4,14 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
-from repro_stub import make_plan, quiet, rows, undisturbed, write
+from repro_stub import make_plan, quiet, rows, undisturbed, wait_for, write
 
 from mmkit.errors import MmkitError
 from mmkit.repro import execute, plan, runner
@@ -110,7 +109,7 @@ def environment_of(process):
 
 def test_kill_and_resume_equal_undisturbed(stub, tmp_path):
     _, make = stub
-    whole = make(seeds=2)
+    whole = make(parameters={"work": 1.0}, seeds=2)
     file = tmp_path / "stub.yaml"
     file.write_text(yaml.safe_dump(whole.model_dump()), encoding="utf-8")
     folder = tmp_path / "runs" / "stub"
@@ -128,10 +127,3 @@ def test_kill_and_resume_equal_undisturbed(stub, tmp_path):
     resumed = runner.run_plan(whole, workers=2, say=said.append)
     assert resumed.complete and f"{len(done)} of 2 runs are there already" in said[0] and not list(folder.glob(".tmp-*"))
     assert rows(resumed) == undisturbed(range(2))
-
-
-def wait_for(condition, seconds=40):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.05)

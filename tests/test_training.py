@@ -252,8 +252,9 @@ def test_cost_adds_its_phases_up():
 
 def test_validation_is_no_cost():
     model, *_, loss_of = problem()
+    begun = time.perf_counter()
     phase, _ = train(model, loss_of, batches(torch.arange(40), 8, generator()), steps=2, lr=0.01, checks=1, validate=lambda: time.sleep(0.5) or 0.0)
-    assert phase.seconds < 0.4
+    assert 0 < phase.seconds < time.perf_counter() - begun - 0.5
 
 
 def test_peak_memory_is_a_peak():
