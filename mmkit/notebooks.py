@@ -8,10 +8,12 @@ import io
 import json
 import math
 import os
+import queue
 import re
 import shutil
 import sys
 import tempfile
+import time
 import tokenize
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from mmkit.errors import MmkitError, unknown
@@ -189,7 +193,7 @@ def profiles(root: Path | None = None) -> dict[str, dict]:
     path = (root or folder()) / "profiles.yaml"
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise MmkitError(f"{path.name} cannot be read: {error}") from error
     shape = {"smoke": dict, "full": dict, "other": list, "limits": dict}
     for stem, entry in table.items():
@@ -238,8 +242,25 @@ class _PrivateSockets:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
 
+class PatientChannel(AsyncZMQSocketChannel):
+    """Looks for a message every second. libzmq tells of an arrival once, and a message sent on the same socket at that moment, as
+    nbclient sends the states of output widgets, can swallow the news: the cell was done, and its client waited for ever."""
+
+    async def get_msg(self, timeout: float | None = None) -> dict:
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not await self.socket.poll(1000 * max(0.0, min(1.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                raise queue.Empty
+        return await self._recv()
+
+
 class IpcKernelManager(_PrivateSockets, AsyncKernelManager):
     """For papermill and nbclient: `kernel_manager_class=IpcKernelManager`."""
+
+    def client(self, **options) -> AsyncKernelClient:
+        client = super().client(**options)
+        client.shell_channel_class = PatientChannel
+        return client
 
 
 class BlockingIpcKernelManager(_PrivateSockets, KernelManager):

@@ -40,10 +40,10 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_folders(tmp_path_factory):
-    """Prepared sets are shared by the tests of one session, and never with the user's own."""
+    """Prepared sets are shared by the tests of one session, its processes included, and never with the user's own."""
     base = tmp_path_factory.getbasetemp()
     patch = pytest.MonkeyPatch()
-    patch.setenv("MMKIT_DATA", str(base / "data"))
+    patch.setenv("MMKIT_DATA", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"))
     patch.setenv("MMKIT_RUNS", str(base / "runs"))
     patch.setenv("IPYTHONDIR", str(base / "ipython"))  # no start-up files of the user in the kernels
     yield

@@ -31,8 +31,8 @@ def test_this_machine_stays_reachable():
 
 
 def test_data_and_runs_are_the_sessions_own(tmp_path_factory):
-    base = str(tmp_path_factory.getbasetemp())
-    assert os.environ["MMKIT_DATA"].startswith(base) and os.environ["MMKIT_RUNS"].startswith(base)
+    base = tmp_path_factory.getbasetemp()
+    assert os.environ["MMKIT_DATA"].startswith(str(base.parent)) and os.environ["MMKIT_RUNS"].startswith(str(base))
 
 
 @pytest.mark.slow

@@ -6,14 +6,19 @@ Memory is held here. Time is not, for a shared machine can be five times slower 
 What nbval compares is in `plugins/nbval_strict.py`.
 """
 
+import asyncio
 import os
+import queue
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
 import pytest
+import zmq.asyncio
+from jupyter_client.session import Session
 
 from conftest import NOTEBOOKS, ROOT
 from mmkit import notebooks
@@ -108,6 +113,39 @@ def test_it_reproduces_its_committed_outputs_within_its_memory(path, tmp_path, r
     assert gigabytes <= limit, f"it took {gigabytes:.1f} GB, its first cell says {stated[3]} GB: run `mmkit notebook refresh`"
     if seconds > 2 * float(stated[2]) + 10:
         record_property("slow", f"{path.stem} took {seconds:.0f} s of processor, its first cell says {stated[2]} s: if this machine was quiet, run `mmkit notebook refresh`")
+
+
+async def _reply_whose_news_is_lost():
+    """What a client gets that waits for a message while something else is done with the same socket; jupyter_client's own channel waits for ever."""
+    session = Session(key=b"")
+    ours, theirs = zmq.asyncio.Context.instance().socket(zmq.DEALER), zmq.Context.instance().socket(zmq.DEALER)
+    try:
+        ours.connect(f"tcp://127.0.0.1:{theirs.bind_to_random_port('tcp://127.0.0.1')}")
+        session.send(ours, "request")
+        theirs.recv_multipart()
+        waiting = asyncio.create_task(notebooks.PatientChannel(ours, session).get_msg())
+        await asyncio.sleep(0.2)
+        session.send(theirs, "reply")
+        raw = zmq.Socket.shadow(ours.underlying)
+        while not raw.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # as a send does on its way
+            pass
+        return (await waiting)["msg_type"]
+    finally:
+        ours.close(0), theirs.close(0)
+
+
+def test_a_reply_whose_news_was_lost_is_found_all_the_same():
+    assert asyncio.run(_reply_whose_news_is_lost()) == "reply"
+    assert notebooks.IpcKernelManager().client().shell_channel_class is notebooks.PatientChannel
+
+
+def test_the_patient_channel_gives_up_in_time():
+    async def nothing():
+        with closing(zmq.asyncio.Context.instance().socket(zmq.DEALER)) as socket:
+            await notebooks.PatientChannel(socket, Session(key=b"")).get_msg(timeout=0.1)
+
+    with pytest.raises(queue.Empty):
+        asyncio.run(nothing())
 
 
 # --- the guards guard ---------------------------------------------------------------------------------------------------

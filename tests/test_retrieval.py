@@ -243,8 +243,13 @@ print(retrieval_scores(image, text, owner)["recall@1"].value, peak_bytes() - bef
 @pytest.mark.slow
 def test_search_keeps_far_below_the_whole_matrix():
     """5,000 x 25,000 x 512: the matrix alone would be 500 MB. Of three processes, since what the allocator keeps in one is partly luck: 50 MB mostly, at times 120."""
-    runs = [subprocess.run([sys.executable, "-c", SEARCH], check=True, capture_output=True, text=True).stdout.split() for _ in range(3)]
-    assert min(float(grown) for _, grown in runs) < 100e6 and all(float(recall) > 0.9 for recall, _ in runs)
+
+    def grown():
+        recall, more = map(float, subprocess.run([sys.executable, "-c", SEARCH], check=True, capture_output=True, text=True).stdout.split())
+        assert recall > 0.9
+        return more
+
+    assert any(grown() < 100e6 for _ in range(3))
 
 
 # ---------------------------------------------------------------------------------------------- mining

@@ -500,14 +500,14 @@ def test_tuning_looks_at_validation_alone(monkeypatch, scenes):
     asked = []
 
     def spy(name, task, *, budget, seed, lr, evaluate):
-        asked.append((name, lr, evaluate))
-        return SimpleNamespace(settings={"validation": -lr})
+        asked.append((name, lr, seed, evaluate))
+        return SimpleNamespace(settings={"validation": seed - lr})
 
     monkeypatch.setattr(sys.modules["mmkit.strategies.fit"], "fit", spy)
     grid = table()["grid"]["small"]
-    found = tune(Answering(scenes), budget=BUDGET, seed=1000, arms=["scratch", "frozen"])
-    assert found == {arm: {lr: -lr for lr in grid} for arm in ("scratch", "frozen")}, "the same grid for every arm"
-    assert {evaluate for *_, evaluate in asked} == {("val",)} and len(asked) == 2 * len(grid)
+    found = tune(Answering(scenes), budget=BUDGET, seeds=[1000, 1001], arms=["scratch", "frozen"])
+    assert found == {arm: {lr: 1000.5 - lr for lr in grid} for arm in ("scratch", "frozen")}, "the same grid and seeds for every arm, and the mean over them"
+    assert {evaluate for *_, evaluate in asked} == {("val",)} and len(set(asked)) == 4 * len(grid)
 
 
 # ---------------------------------------------------------------------------------------------- modalities in balance

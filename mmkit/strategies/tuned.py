@@ -1,8 +1,10 @@
-"""Learning rates, chosen for every arm with the same effort: the same grid, on validation, at a seed no result uses."""
+"""Learning rates, chosen for every arm with the same effort: the same grid, on validation, at seeds no result uses."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 TABLE = Path(__file__).with_name("tuned.json")
 
@@ -15,7 +17,7 @@ def table() -> dict:
 def learning_rate(task: str, arm: str, *, real: bool = False) -> float:
     """The tuned rate of an arm on a task, with small or real encoders; what was not tuned takes its grid's middle."""
     grid = table()["grid"]["real" if real else "small"]
-    return _tuned(task, real).get(arm, grid[len(grid) // 2])
+    return _tuned(task, real).get(arm, grid[(len(grid) - 1) // 2])
 
 
 def rate_from(task: str, arm: str, given: float | None, *, real: bool = False) -> str:
@@ -27,9 +29,13 @@ def _tuned(task: str, real: bool) -> dict[str, float]:
     return table()["lr"].get(f"{task}, real encoders" if real else task, {})
 
 
-def tune(task, *, budget, seed: int, arms: list[str], real: bool = False, **options) -> dict:
-    """Try every rate of the grid for every arm and return {arm: {lr: validation score}}. This is how the table was made."""
+def tune(task, *, budget, seeds: Sequence[int], arms: list[str], real: bool = False, **options) -> dict:
+    """Try every rate of the grid for every arm and return {arm: {lr: validation score, the mean over the seeds}}. This is how the table was made."""
     from mmkit.strategies.fit import fit
 
     grid = table()["grid"]["real" if real else "small"]
-    return {arm: {lr: fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"] for lr in grid} for arm in arms}
+
+    def score(arm: str, lr: float) -> float:
+        return mean(fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"] for seed in seeds)
+
+    return {arm: {lr: score(arm, lr) for lr in grid} for arm in arms}

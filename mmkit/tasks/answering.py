@@ -31,6 +31,12 @@ class Answering(Task):
         if unlabelled.any():
             raise MmkitError(f"{unlabelled.sum()} items of {dataset.name!r} have no {label!r}, first {dataset.items['id'][unlabelled].iloc[0]!r}: label them, or leave them out of the set")
 
+    @property
+    def tuned_as(self) -> str:
+        """Where the table of tuned learning rates has this task: scenes have rates by whether none, some or all of their answers need both modalities."""
+        share = self.dataset.card.get("knobs", {}).get("both") if self.dataset.name == "scenes" else None
+        return self.name if share is None else f"answering, {({0.0: 'none', 1.0: 'all'}).get(share, 'some')} need both"
+
     def settings(self) -> dict:
         return {"label": self.label, "role": self.role, "language": self.language, "fusion": self.fusion, "limit": self.limit}
 
