@@ -22,6 +22,7 @@ from mmkit.data import Recipe, Writer
 from mmkit.errors import MmkitError
 
 PIXELS = 64
+LARGEST_SEED = 2**32 - 1  # numpy's legacy stream takes 32 bits
 FINDINGS = ("opacity", "effusion", "nodule", "cardiomegaly")
 SIDES = ("right", "left")  # the patient's; the right lung is on the left of the image
 SEVERITIES = ("mild", "moderate", "severe")
@@ -196,6 +197,8 @@ def generate(*, leak: float, hedge: float, train: int, val: int, test: int, ood:
     for name, size in {**sizes, "seed": seed}.items():
         if size < 0:
             raise MmkitError(f"{name}={size} is negative: give a whole number from 0 on")
+    if seed > LARGEST_SEED:
+        raise MmkitError(f"seed={seed} is too large: give a whole number up to {LARGEST_SEED}")
     images, items, texts = [], [], []
     for stream, (split, size) in enumerate(sizes.items()):
         rng = np.random.RandomState([seed, stream])

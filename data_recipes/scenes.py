@@ -26,6 +26,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 GROUNDS = ("plain", "striped", "dotted", "checked")
 AXES = {"heading": 4, "arrow": 6, "shape": 4, "landmark": 6, "size": 2, "relation": 4, "ground": 4}
 PIXELS, BLOCK = 32, 256
+LARGEST_SEED = 2**32 - 3  # numpy's legacy stream takes 32 bits, and streams seed + 1 and seed + 2 are used
 
 # Two wordings of each turn. Of the frames, the first pair is used in training, the second only in `ood_style` and in broad pools.
 TURNS = (("go straight on", "keep straight ahead"), ("turn right", "take a right turn"), ("turn around", "make a half turn around"), ("turn left", "take a left turn"))
@@ -158,6 +159,8 @@ def generate(*, both: float, image_share: float, either: float, label_noise: flo
     for name, size in {"train": train, "val": val, "test": test, "ood": ood, "pool": pool, "seed": seed}.items():
         if size < 0:
             raise MmkitError(f"{name}={size} is negative: give a whole number from 0 on")
+    if seed > LARGEST_SEED:
+        raise MmkitError(f"seed={seed} is too large: give a whole number up to {LARGEST_SEED}")
     sizes = {"train": train, "val": val, "test": test, "ood_composition": ood, "ood_style": ood}
     codes, split = _draw_ids(np.random.RandomState(seed), sizes, pool, broad)
     labelled = sum(sizes.values())

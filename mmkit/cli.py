@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Annotated
 
 import typer
 
+from mmkit.data.folders import named_folder
 from mmkit.errors import MmkitError
 
-# Everything but typer is imported inside the commands, so that `mmkit --help` answers at once.
+# What takes time to import is imported inside the commands, so that `mmkit --help` answers at once.
 app = typer.Typer(help="A teaching and reproduction kit for multimodal AI.", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 data = typer.Typer(help="List, prepare, add and check data sets.", no_args_is_help=True, rich_markup_mode=None)
 notebook = typer.Typer(help="Check and refresh notebooks (for authors).", no_args_is_help=True, rich_markup_mode=None)
@@ -23,6 +25,7 @@ app.add_typer(labs, name="labs")
 runs = typer.Typer(help="The runs that were made: list, show, compare, clean.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs")
 
+FOLDERS = ("MMKIT_DATA", "MMKIT_MIRROR", "MMKIT_RUNS")  # absolute from here on: a notebook's kernel works in another folder
 Name = Annotated[str, typer.Argument(help="Name of a data set.")]
 File = Annotated[str, typer.Argument(help="A notebook: its number, name or path.")]
 Course = Annotated[Path | None, typer.Option(help="Folder of the course: source, release, submitted, autograded; runs/labs by default.")]
@@ -33,13 +36,13 @@ Plan = Annotated[str, typer.Argument(help="Name of a plan in notebooks/plans/.")
 Curves = Annotated[Path | None, typer.Option(help="Write the training curves of what is run there; look at them with 'tensorboard --logdir FOLDER'.", metavar="FOLDER")]
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
+def _pairs(texts: list[str], example: str = "-p data=scenes") -> dict[str, str]:
     """`["a=1", "b=x=y"]` -> `{"a": "1", "b": "x=y"}`. Raises MmkitError."""
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise MmkitError(f"{text!r} is not NAME=VALUE: write for example -p data=scenes")
+            raise MmkitError(f"{text!r} is not NAME=VALUE: write for example {example}")
         pairs[name.strip()] = value
     return pairs
 
@@ -79,7 +82,7 @@ def run(
 @app.command()
 def reproduce(
     plan: Plan = "head_to_head",
-    workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one for each core.")] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Hand the runs to this Dask scheduler, for example tcp://127.0.0.1:8786.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and the time they should take, run nothing.")] = False,
     tensorboard: Curves = None,
@@ -183,9 +186,8 @@ def data_add(
     """Make a data set of your own images and captions."""
     from mmkit.data import commands
 
-    commands.add(
-        name, images=images, table=table, columns=column, size=size, allow_unpaired=allow_unpaired, dry_run=dry_run, force=force, title=title, licence=licence
-    )
+    options = {"size": size, "allow_unpaired": allow_unpaired, "dry_run": dry_run, "force": force, "title": title, "licence": licence}
+    commands.add(name, images=images, table=table, columns=_pairs(column, "--column caption=report"), **options)
 
 
 @data.command("check")
@@ -270,9 +272,15 @@ def _course() -> Path:
 
 def main() -> None:
     try:
+        os.environ |= {name: str(folder) for name in FOLDERS if (folder := named_folder(name))}
         app()
     except MmkitError as error:
         print(f"mmkit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(Path(__file__).parent)]
+        remedy = "correct the path, or free space or point --out, MMKIT_RUNS or MMKIT_DATA at a folder you can write"
+        print(f"mmkit: {type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno}): {remedy}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -38,6 +38,8 @@ def diagnose() -> list[Row]:
     for check in checks:
         try:
             rows += check()
+        except MmkitError as error:
+            rows.append(Row(check.__name__.strip("_"), "broken", str(error)))
         except Exception as error:  # the doctor reports on broken machines: any failure of a check is a finding
             rows.append(Row(check.__name__.strip("_"), "broken", f"the check failed: {type(error).__name__}: {error}", "paste this table into a bug report"))
     return [replace(row, finding=_private(row.finding)) for row in rows]
@@ -45,8 +47,8 @@ def diagnose() -> list[Row]:
 
 def _private(text: str) -> str:
     """Without the user's folders."""
-    for path, name in ((sys.prefix, "<environment>"), (str(Path(__file__).resolve().parents[1]), "<clone>"), (str(Path.home()), "~")):
-        text = text.replace(path, name)
+    for path, name in ((sys.prefix, "<environment>"), (str(Path(__file__).resolve().parents[1]), "<clone>"), (os.path.expanduser("~"), "~")):
+        text = text.replace(path, name) if path.strip("/") else text  # a service's home may be /
     return text
 
 
@@ -130,7 +132,7 @@ def _weights() -> Iterator[Row]:
 
 
 def _folders() -> Iterator[Row]:
-    from mmkit.data.folders import data_root
+    from mmkit.data.folders import data_root, named_folder
 
     root, how = data_root(), "$MMKIT_DATA" if os.environ.get("MMKIT_DATA") else "the user's cache folder"
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
@@ -144,14 +146,14 @@ def _folders() -> Iterator[Row]:
         yield Row("data folder", "broken", f"{how} cannot be written ({error.strerror})", "point MMKIT_DATA at a folder you can write")
     free = shutil.disk_usage(existing).free / GIGABYTE
     yield Row("disk", "ok" if free >= 2 else "note", f"{free:.1f} GB free for data", "" if free >= 2 else "a real data set needs about 2 GB: free some, or move MMKIT_DATA")
-    mirror = os.environ.get("MMKIT_MIRROR")
+    mirror = named_folder("MMKIT_MIRROR")
     if not mirror:
         yield Row("mirror", "ok", "not set: real data sets are downloaded")
-    elif not Path(mirror).is_dir():
+    elif not mirror.is_dir():
         yield Row("mirror", "broken", "$MMKIT_MIRROR is no folder", "point it at the folder of raw data sets, or unset it")
     else:
-        sums = "with" if (Path(mirror) / "SHA256SUMS").is_file() else "without"
-        yield Row("mirror", "ok", f"$MMKIT_MIRROR, {len(list(Path(mirror).iterdir()))} entries, {sums} SHA256SUMS")
+        sums = "with" if (mirror / "SHA256SUMS").is_file() else "without"
+        yield Row("mirror", "ok", f"$MMKIT_MIRROR, {len(list(mirror.iterdir()))} entries, {sums} SHA256SUMS")
 
 
 def _kernel() -> Iterator[Row]:

@@ -10,8 +10,8 @@ from mmkit.repro import records
 class Scores:
     """What a record reads of a score, without importing torch."""
 
-    def __init__(self, items, clusters, aggregate="mean"):
-        self.items, self.clusters, self.aggregate, self.higher_is_better = np.asarray(items, dtype=float), np.asarray(clusters), aggregate, True
+    def __init__(self, items, clusters, aggregate="mean", higher_is_better=True):
+        self.items, self.clusters, self.aggregate, self.higher_is_better = np.asarray(items, dtype=float), np.asarray(clusters), aggregate, higher_is_better
         self.value = float(np.mean(items) if aggregate == "mean" else np.median(items))
 
 

@@ -10,7 +10,10 @@ from importlib import metadata
 import pytest
 
 from mmkit import cli, doctor
+from mmkit.data.fetch import mirror_root
+from mmkit.data.folders import data_root
 from mmkit.doctor import Row
+from mmkit.repro import paths
 
 
 @pytest.fixture
@@ -63,6 +66,7 @@ ERRORS = {
     "profile": (("run", "00", "--profile", "smok"), "unknown profile 'smok': did you mean 'smoke'?"),
     "parameter": (("run", "00", "-p", "dta=scenes"), "00_start_here: unknown parameter 'dta': did you mean 'data'?"),
     "type": (("run", "00", "-p", "seed=many"), "parameter 'seed' is int (default 0), got 'many' of type str"),
+    "column": (("data", "add", "mine", "--images", ".", "--table", "t.csv", "--column", "caption"), "'caption' is not NAME=VALUE: write for example --column caption=report"),
     "pair": (("run", "00", "-p", "seed"), "'seed' is not NAME=VALUE: write for example -p data=scenes"),
     "plan": (("reproduce", "head_to_had"), "unknown plan 'head_to_had': did you mean 'head_to_head'?"),
     "report": (("report", "no_runs_of_this"), "no_runs_of_this"),
@@ -88,6 +92,32 @@ def test_an_error_of_use_shows_no_traceback(mmkit):
 def test_an_unknown_command_names_the_nearest(here):
     code, _, errors = here("docter")
     assert code == 2 and "Did you mean 'doctor'?" in errors
+
+
+def test_no_workers_are_refused(here):
+    code, _, errors = here("reproduce", "--workers", "0", "--dry-run")
+    assert code == 2 and "Invalid value for '--workers'" in errors
+
+
+def test_folders_of_the_environment_are_the_same_in_a_notebooks_kernel(here, monkeypatch, tmp_path):
+    """A kernel works in notebooks/, where a relative path would be another folder."""
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, given in {"DATA": "data", "MIRROR": "mirror", "RUNS": "~/runs"}.items():
+        monkeypatch.setenv(f"MMKIT_{name}", given)
+    here("data", "check")
+    monkeypatch.chdir("/")
+    assert (data_root(), mirror_root(), paths.runs()) == (tmp_path / "data", tmp_path / "mirror", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("place", ["runs", "out"])
+def test_what_the_system_refuses_is_one_line_with_path_place_and_remedy(place, here, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / ("file" if place == "runs" else "runs")))
+    code, _, errors = here("run", "00", *(["--out", tmp_path / "file" / "out.ipynb"] if place == "out" else []))
+    assert code == 2 and errors.count("\n") == 1 and re.match(r"mmkit: (NotADirectory|FileExists)Error: ", errors) and f": '{tmp_path / 'file'}" in errors
+    assert re.search(r"[(]notebooks.py, line \d+[)]: correct the path, or .* point --out, MMKIT_RUNS or MMKIT_DATA at a folder you can write", errors)
 
 
 def test_notebook_check_lists_breaches_and_fails(here, tmp_path):
@@ -165,6 +195,31 @@ def test_doctor_on_a_broken_machine(here, monkeypatch, tmp_path):
     assert mirror.finding == "$MMKIT_MIRROR is no folder"
     assert rows("Python", found)[0].state == "ok", "the other checks still run"
     assert "BROKEN  data folder" in here("doctor")[1] and here("doctor")[1].splitlines()[-1].startswith("2 of ")
+
+
+def test_doctor_where_the_home_is_the_root_or_nothing(monkeypatch, tmp_path):
+    """As for a service: `/` as a home is no name of a user, and none at all is a finding."""
+    for name in doctor.__dict__.keys() & {"_machine", "_packages", "_torch", "_weights", "_kernel", "_source"}:
+        monkeypatch.setattr(doctor, name, list)
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
+    assert doctor._private("a/b of /c") == "a/b of /c" and all(row.state != "broken" for row in doctor.diagnose())
+
+    def nobody(uid):
+        raise KeyError(uid)
+
+    for name in ("MMKIT_DATA", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert [row.finding for row in rows("folders")] == ["this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write"]
+
+
+def test_doctor_finds_a_mirror_below_the_home(monkeypatch, tmp_path):
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MMKIT_MIRROR", "~/mirror")
+    [mirror] = [row for row in doctor._folders() if row.name == "mirror"]
+    assert mirror.state == "ok" and mirror.finding == "$MMKIT_MIRROR, 0 entries, without SHA256SUMS"
 
 
 def test_doctor_names_missing_and_old_packages(monkeypatch):

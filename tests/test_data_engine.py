@@ -15,6 +15,7 @@ from mmkit.data import PairedDataset, Recipe, Writer, commands, load, prepared, 
 from mmkit.errors import MmkitError
 
 GOLDEN = "76cc5f30ccbaf0dafd5c0c678b70c1d5f625c88247732d5cf9deb035ad91bd62"
+ABOUT = {"name": "toy", "title": "A toy", "task": "none", "licence": "CC0", "terms": "none", "citation": "nobody"}
 LABELS = {"label_shape": [0, 1, 2], "label_colour": ["red", "", "blue"]}
 
 
@@ -46,8 +47,7 @@ def fill_one_by_one(writer, sources, *, count, noise):
 
 
 def recipe(prepare=fill_by_table, **changed):
-    about = {"name": "toy", "title": "A toy", "task": "none", "licence": "CC0", "terms": "none", "citation": "nobody", "version": 1}
-    return Recipe(**(about | {"prepare": prepare, "knobs": {"count": 7, "noise": 0.5}} | changed))
+    return Recipe(**(ABOUT | {"version": 1, "prepare": prepare, "knobs": {"count": 7, "noise": 0.5}} | changed))
 
 
 # ---------------------------------------------------------------------------------------------- what is prepared
@@ -304,6 +304,43 @@ def test_a_card_of_an_older_mmkit_is_made_again_or_refused(capsys):
     assert "its card has schema 0, this mmkit writes 1; preparing it again" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("change", [{"schema": 0}, {"content": None}, {"splits": None}, {"name": None}])
+def test_one_bad_card_hides_no_other_set(change, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    load(recipe())
+    root = load(recipe(), count=3).root
+    card = json.loads((root / "card.json").read_text()) | {"recipe": None} | change
+    (root / "card.json").write_text(json.dumps({name: value for name, value in card.items() if value is not None or name == "recipe"}))
+    reason = "has schema 0, this mmkit reads 1" if "schema" in change else f"cannot be read [(]it lacks {[*change][0]}[)]"
+    commands.list_()
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("toy")]
+    assert len(listed) == 2 and "train 6" in listed[0] and "its card cannot be read" in listed[1]
+    for opening in (load, commands.card, commands.check):
+        with pytest.raises(MmkitError, match=f"{reason}: delete that folder and prepare or add the set again"):
+            opening(root.name)
+
+
+def test_a_title_with_brackets_is_listed_as_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    load(recipe(title="CT [/arterial] :smile: [b]"))
+    commands.list_()
+    assert "CT [/arterial] :smile: [b]" in capsys.readouterr().out
+
+
+def test_without_a_home_the_data_folder_must_be_named(monkeypatch):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    for name in ("MMKIT_DATA", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(MmkitError, match="no home folder to keep data in: point MMKIT_DATA at a folder you can write"):
+        load(recipe())
+    monkeypatch.setenv("MMKIT_DATA", "~/sets")
+    with pytest.raises(MmkitError, match="MMKIT_DATA names '~/sets', and there is no such home folder: write the folder in full"):
+        load(recipe())
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_unwritable_data_folder(place, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
@@ -380,7 +417,7 @@ def test_without_the_lock_the_loser_keeps_the_winners(data_root):
     writers = [Writer(data_root / "raced"), Writer(data_root / "raced")]
     for writer in writers:
         one(writer)
-    cards = [writer.finish({"name": "raced", "recipe": None, "knobs": {}}) for writer in writers]
+    cards = [writer.finish(ABOUT | {"name": "raced", "recipe": None, "knobs": {}, "sources": []}) for writer in writers]
     for writer in writers:
         writer.discard()
     assert cards[0]["content"] == cards[1]["content"] == prepared.check(data_root / "raced")["content"]

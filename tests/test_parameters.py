@@ -87,6 +87,12 @@ def test_profiles_merge_under_what_is_given(write):
         notebooks.checked(path, {}, "smok")
 
 
+def test_profiles_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "profiles.yaml").write_bytes("# Größe".encode("latin-1"))
+    with pytest.raises(MmkitError, match="profiles.yaml cannot be read: 'utf-8' codec"):
+        notebooks.profiles(tmp_path)
+
+
 def test_a_notebook_is_found_by_number_name_and_path(write):
     path = write("", DECLARED)
     assert notebooks.resolve(path) == path

@@ -45,9 +45,11 @@ def test_the_size_of_a_split_changes_no_other():
 
 
 def test_what_generate_refuses():
-    for message, knobs in {"leak=1.5 is a share": {"leak": 1.5}, "test=-1 is negative": {"test": -1}}.items():
+    bad = {"leak=1.5 is a share": {"leak": 1.5}, "test=-1 is negative": {"test": -1}, "seed=4294967296 is too large: .* up to 4294967295": {"seed": 2**32}}
+    for message, knobs in bad.items():
         with pytest.raises(MmkitError, match=message):
             generate(**knobs)
+    generate(train=1, val=1, test=1, ood=1, pool=1, seed=2**32 - 1)
 
 
 # ---------------------------------------------------------------------------------------------- lesions

@@ -58,6 +58,13 @@ def test_smoke_runs_and_few_seeds_are_no_evidence(results):
     assert verdict(head_to_head(seeds=5), smallest_effect=0.5).verdict == "not evidence", "not even of equality"
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_seed_says_nothing_of_power():
+    found = {seeds: verdict(head_to_head(seeds=seeds)) for seeds in (1, 2)}
+    assert ["<dt>Power</dt>" in report.claim_cards([one]) for one in found.values()] == [False, True]
+    assert [report.claims_table([one]).loc["C1", "smallest detectable"] == "–" for one in found.values()] == [True, False] and np.isnan(found[1].detectable)
+
+
 def test_numbers_of_a_verdict_are_the_plain_ones(results):
     found = verdict(results)
     value = {arm: [r.row["scores"]["accuracy"] for r in results if r.row["arm"] == arm and r.condition["pairs"] == 64] for arm in ("holistic", "component")}
@@ -98,6 +105,9 @@ def test_holm_counts_the_family(results):
     many = evaluate([Claim.model_validate(claim(f"C{n}", family="one")) for n in range(9)], weak)
     apart = evaluate([Claim.model_validate(claim(f"C{n}", family=str(n))) for n in range(9)], weak)
     assert all(v.p_holm == pytest.approx(min(1.0, 9 * alone.p)) for v in many) and all(v.p_holm == pytest.approx(alone.p) for v in apart)
+    elsewhere = [Claim.model_validate(claim(*name, family=family)) for name, family in ((["C1"], "two"), (["D1"], "one"), (["D2"], "one"), (["D3"], "two"))]
+    both = evaluate([Claim.model_validate(claim(f"C{n}", family="one" if n else "two")) for n in range(3)], weak, declared=elsewhere)
+    assert [v.p_holm for v in both] == pytest.approx([2 * alone.p, 4 * alone.p, 4 * alone.p]), "the rest of a family is judged elsewhere, and counts"
 
 
 def test_a_missing_seed_is_left_out_and_named(results):
@@ -254,10 +264,11 @@ def checkout(tmp_path):
     return commit
 
 
-def run_at(hour, *entries):
-    """The manifest of a plan that was started at that hour."""
-    begun = datetime(2026, 3, 1, hour, tzinfo=UTC).isoformat()
-    return {"plan": {"name": "toy"}, "started": begun, "claims": [Claim.model_validate(entry).model_dump() for entry in entries]}
+def run_at(hour, *entries, results=None):
+    """The manifest of a plan that was started at that hour, with results that were there since another."""
+    asked, begun = (datetime(2026, 3, 1, when, tzinfo=UTC).isoformat() for when in (hour, results or hour))
+    since = {"declared": asked} if results else {}
+    return {"plan": {"name": "toy"}, "started": begun, "claims": [Claim.model_validate(entry).model_dump() for entry in entries]} | since
 
 
 def test_the_history_of_a_claim_is_that_of_git(checkout):
@@ -281,6 +292,18 @@ def test_an_earlier_published_run_counts_although_the_plan_was_run_again(checkou
     checkout(4, [claim("C1")])
     told = history(run_at(7, claim("C1")), folder=checkout.folder)["C1"]
     assert "first run on record (2026-03-01 02:00 UTC); terms changed on 2026-03-01 04:00 UTC, after its first run" in told
+
+
+def test_what_was_declared_or_changed_after_the_first_result_is_told_as_that_when_the_plan_is_run_again(checkout):
+    weak = claim("C1", smallest_effect=0.05)
+    checkout(1, [weak])
+    said = "declared on 2026-03-01 01:00 UTC, before its first run on record (2026-03-01 05:00 UTC); terms changed on 2026-03-01 0{}:00 UTC, after its first run on record"
+    assert history(run_at(7, claim("C1"), results=5), folder=checkout.folder)["C1"] == said.format(7), "not in git yet"
+    checkout(6, [claim("C1"), claim("C2")])
+    told = history(run_at(7, claim("C1"), claim("C2"), results=5), folder=checkout.folder)
+    assert told == {"C1": said.format(6), "C2": "declared on 2026-03-01 06:00 UTC, after its first run on record (2026-03-01 05:00 UTC)"}
+    begun = {"started": run_at(5)["started"], "declared": run_at(4)["started"]}  # written down by a call that made no run
+    assert history(run_at(5, claim("C2")) | begun, folder=checkout.folder)["C2"].startswith("declared with its first run on record")
 
 
 def test_a_claim_committed_with_its_records_is_told_as_that(checkout):

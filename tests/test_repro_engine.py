@@ -212,6 +212,20 @@ def test_runs_are_listed_shown_and_compared(kept, mmkit):
             call()
 
 
+def test_a_run_that_two_plans_share_is_shown(place):
+    for plan_name, key in (("one", "ab12"), ("two", "ab12"), ("two", "ab99")):
+        (place / "runs" / plan_name / key).mkdir(parents=True)
+        (place / "runs" / plan_name / key / "record.json").write_text(json.dumps({"of": plan_name}))
+    for key in ("ab12", "ab1"):
+        assert next(browse.show(key)) in ("of: one", "of: two")
+    with pytest.raises(MmkitError, match="2 runs have a key that begins with 'ab'"):
+        next(browse.show("ab"))
+
+
+def test_no_runs_at_all_are_said(place):
+    assert list(browse.plans()) == [f"no runs in {place.resolve() / 'runs'}: make some with 'mmkit reproduce PLAN'"]
+
+
 def test_ten_thousand_runs_are_listed_without_the_engines_imports(place, mmkit):
     folder = place / "runs" / "many"
     keys = [f"{number:016x}" for number in range(10_000)]

@@ -13,7 +13,7 @@ from repro_data import Scores, batch_folder, head_to_head
 
 import mmkit
 from mmkit.errors import MmkitError
-from mmkit.repro import plan, records, runner
+from mmkit.repro import paths, plan, records, runner
 
 
 @dataclass
@@ -57,6 +57,17 @@ def test_interactively_a_record_stays_in_memory():
         kept.items_of("acuracy")
     table = records.table(records.recorded())
     assert len(table) == 2 and table.loc[0, ["arm", "share", "score", "flops"]].tolist() == ["frozen", 0.5, "accuracy", 2e9]
+
+
+def test_a_cell_run_again_records_anew_and_a_batch_keeps_both(tmp_path, monkeypatch):
+    again = {"scores": {"accuracy": Scores([1.0], [0]), "ood_style/accuracy": Scores([1.0], [7])}}
+    for changes, condition in (({}, {"share": 0.5}), ({"seed": 4}, {"share": 0.5}), ({}, {"share": 1.0}), ({"scores": {"pointing": Scores([1.0], [0])}}, {"share": 0.5}), (again, {"share": 0.5})):
+        mmkit.record(run(**changes), **condition)
+    kept = records.recorded()
+    assert [(r.row["seed"], r.condition["share"], *r.row["scores"].values()) for r in kept] == [(4, 0.5, pytest.approx(2 / 3), 0.25), (3, 1.0, pytest.approx(2 / 3), 0.25), (3, 0.5, 1.0), (3, 0.5, 1.0, 1.0)]
+    monkeypatch.setenv("MMKIT_RUN_DIR", str(tmp_path))
+    mmkit.record(run()), mmkit.record(run())
+    assert len(records.recorded()) == 2, "in a batch a condition that tells two runs apart is missing"
 
 
 def test_in_a_batch_it_is_written_and_read_back(tmp_path, monkeypatch):
@@ -106,6 +117,7 @@ def test_records_that_pandas_wrote_are_read_and_lost_ones_missed(tmp_path):
         ({"settings": {"rate": float("inf")}}, {}, "must be finite numbers"),
         ({"settings": {"model": object()}}, {}, "object is not JSON"),
         ({}, {"seed": 1}, "a condition cannot be named 'seed'"),
+        ({}, {"pairs": 64}, "the condition says pairs=64, the run's budget 128; give the budget's, or another name"),
     ],
 )
 def test_what_cannot_be_trusted_is_refused(changes, condition, message):
@@ -179,6 +191,8 @@ def test_a_key_is_of_code_parameters_and_profile(tmp_path, notebook):
         ({}, {"parameters": {"seed": 1.5}}, "parameter 'seed' is int .default 0., got 1.5 of type float"),
         ({}, {"grid": {"share": ["much"]}}, "parameter 'share' is float .default 0.5., got 'much' of type str"),
         ({}, {"parameters": {"seed": 1}, "seeds": 2}, "'seed' is set twice"),
+        ({}, {"grid": {"seed": [1]}, "seeds": 2}, "'seed' is set twice"),
+        ({}, {"parameters": {"share": 1.0}, "grid": {"share": [1.0]}}, "'share' is set twice"),
         ({}, {"seeds": [1, 1]}, "holds the same run twice"),
         ({}, {"notebook": "97_nothing"}, "unknown notebook '97_nothing'"),
     ],
@@ -193,6 +207,64 @@ def test_an_unknown_plan_is_refused():
         plan.read_plan("head_too_head")
 
 
+def test_a_plan_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "toy.yaml").write_bytes("title: Müll".encode("latin-1"))
+    with pytest.raises(MmkitError, match="toy.yaml cannot be read: 'utf-8' codec"):
+        plan.read_plan(tmp_path / "toy.yaml")
+
+
+def test_a_copied_plan_takes_a_name_of_its_own(tmp_path, notebook, monkeypatch):
+    monkeypatch.setattr(plan.paths, "notebooks", lambda: tmp_path)
+    (tmp_path / "plans").mkdir()
+    path = written(tmp_path, notebook)
+    for name in ("toy", "mine"):
+        (tmp_path / "plans" / f"{name}.yaml").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("mine", tmp_path / "plans" / "mine.yaml"):
+        with pytest.raises(MmkitError, match="mine.yaml says 'name: toy', so its runs would go among those of that plan: write 'name: mine', or rename the file"):
+            plan.read_plan(name)
+    assert plan.read_plan("toy").name == plan.read_plan(path.rename(tmp_path / "other.yaml")).name == "toy", "a file of one's own is called as one likes"
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_number_of_workers_that_makes_no_run_is_refused(tmp_path, notebook, monkeypatch, workers):
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
+    for dry_run in (True, False):
+        with pytest.raises(MmkitError, match=f"workers={workers}: at least one run is made at a time"):
+            runner.run_plan(written(tmp_path, notebook), workers=workers, dry_run=dry_run)
+
+
+def test_the_folder_of_runs_has_no_links_in_its_name(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "link"))
+    assert paths.runs() == (tmp_path / "disk").resolve(), "as the system names the files that a run's processes hold"
+
+
+def test_a_manifest_knows_its_first_result_and_since_when_its_claims_stand(tmp_path, notebook, monkeypatch):
+    toy = plan.read_plan(written(tmp_path, notebook, seeds=2))
+    runs, times = plan.expand(toy), iter("1234567")
+    monkeypatch.setattr(runner.execute, "now", lambda: next(times))
+
+    def write(claims):
+        runner._write_manifest(tmp_path, toy, runs, claims)
+        return [runner.manifest(tmp_path)[name] for name in ("started", "declared")]
+
+    assert write([{"id": "C1"}]) == ["1", "1"]
+    assert write([{"id": "C1"}]) == ["2", "1"], "no result yet"
+    for finished, run in zip(("26", "25"), runs, strict=True):
+        (tmp_path / run.key).mkdir()
+        (tmp_path / run.key / "record.json").write_text(json.dumps({"finished": finished}))
+    assert write([{"id": "C1"}]) == ["25", "1"]
+    assert write([{"id": "C2"}]) == ["25", "4"], "another claim, after the first result"
+    assert write([{"id": "C2"}]) == ["25", "4"], "that it was run again changes nothing"
+    older = runner.manifest(tmp_path)
+    del older["declared"]
+    (tmp_path / "plan.json").write_text(json.dumps(older | {"started": "3"}))
+    assert write([{"id": "C2"}]) == ["25", "3"], "of a version that did not keep it"
+    (tmp_path / "plan.json").write_text("")
+    assert write([{"id": "C2"}]) == ["25", "7"], "a damaged one stands in nobody's way"
+
+
 def test_the_code_hash_is_of_code_and_tables_and_the_same_on_every_platform(tmp_path, monkeypatch):
     hashes = []
     for end in (b"\n", b"\r\n"):
@@ -205,3 +277,10 @@ def test_the_code_hash_is_of_code_and_tables_and_the_same_on_every_platform(tmp_
         (package / name).write_bytes(b"3")
         hashes.append(plan.code_hash())
     assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+    for left in (".#more.py", ".ipynb_checkpoints/more.py", "inner/.ipynb_checkpoints/rates.json", "../data_recipes/.more.py"):
+        (package / left).parent.mkdir(parents=True, exist_ok=True)
+        (package / left).write_bytes(b"4")
+    assert plan.code_hash() == hashes[-1], "what editors leave behind is not in the copy that the runs use"
+    runner._copy_code(tmp_path / "copy", [])
+    monkeypatch.setattr(mmkit, "__file__", str(tmp_path / "copy" / "mmkit" / "__init__.py"))
+    assert plan.code_hash() == hashes[-1]

@@ -8,6 +8,7 @@ from repro_data import batch_folder, claim, head_to_head
 
 from mmkit.errors import MmkitError
 from mmkit.repro import report, runner
+from mmkit.repro.claims import Claim
 from mmkit.teach import plots
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,13 @@ def test_the_claims_table_says_what_must_be_said(batch):
     )
     html = report.table_html(table)
     assert "<b>✔ supported</b>" in html and "nan" not in html.lower()
+
+
+def test_the_rest_of_a_family_counts_where_another_plan_judges_it(batch, monkeypatch):
+    alone = report.verdicts(batch)[0]
+    monkeypatch.setattr(report, "read_claims", lambda: [Claim.model_validate(entry) for entry in (*DECLARED, claim("C6"))])
+    found = report.verdicts(batch)[0]
+    assert (alone.p_holm, found.p_holm) == pytest.approx((2 * alone.p, 3 * alone.p)) and alone.p > 0
 
 
 def test_all_cases_together_takes_what_every_arm_has(batch):

@@ -65,6 +65,10 @@ def test_seeds_alone_give_students_interval():
     expected = scipy_stats.t.interval(0.95, 11, effects.mean(), scipy_stats.sem(effects))
     assert estimate.error == pytest.approx(scipy_stats.sem(effects)) and estimate.df == pytest.approx(11) and estimate.clusters == 0
     assert np.allclose([estimate.low, estimate.high], expected, atol=0.08 * (expected[1] - expected[0]))
+    assert np.allclose(stats.t_interval([term(effects[:, None], space=None)]), [effects.mean(), *expected]), "exactly, where nothing is drawn"
+    both = [term(crossed(np.random.default_rng(14), 6, 20, 0.3, 0.5, 1)), term(effects[:6, None], -0.5, None)]
+    drawn = stats.paired_bootstrap(both, draws=100_000)
+    assert np.allclose(stats.t_interval(both), [drawn.effect, drawn.low, drawn.high], atol=0.1 * (drawn.high - drawn.low))
 
 
 def test_two_way_variance_is_that_of_the_effect():

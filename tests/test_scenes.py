@@ -243,10 +243,15 @@ REFUSED = {
     "label_noise=-0.1 is a share: give a number from 0 to 1": {"label_noise": -0.1},
     "train=-1 is negative: give a whole number from 0 on": {"train": -1},
     "seed=-3 is negative": {"seed": -3},
+    "seed=4294967294 is too large: give a whole number up to 4294967293": {"seed": 2**32 - 2},
     "not the 900350 and 40 asked for; lower train, val, test or ood": {"train": 900_000, "val": 10, "test": 300, "ood": 40},
     "unknown knob of 'scenes' 'boths': did you mean 'both'?": {"boths": 1.0},
     "broad='yes' is not true or false": {"broad": "yes"},
 }
+
+
+def test_the_largest_seed_draws():
+    assert len(load("scenes", train=8, val=1, test=1, ood=1, pool=1, seed=2**32 - 3)) == 14
 
 
 @pytest.mark.parametrize("message", REFUSED)

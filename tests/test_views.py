@@ -65,6 +65,9 @@ def test_a_copy_whose_notebook_is_gone_is_found(made):
     views.write(made)
     assert views.orphans(made.parent) == []
     made.rename(made.with_name("08_made.ipynb"))
+    for stranger in ("student/.ipynb_checkpoints/07_made-checkpoint.ipynb", "student/07_folder/notes.txt", "solution/my notes.txt"):
+        (views.folder(made) / stranger).parent.mkdir(exist_ok=True)
+        (views.folder(made) / stranger).touch()
     assert sorted(file.name for file in views.orphans(made.parent)) == ["07_made.ipynb", "07_made.ipynb", "07_made.py"]
 
 

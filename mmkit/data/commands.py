@@ -26,7 +26,7 @@ def list_() -> None:
         size = readable(sum(path.stat().st_size for path in folder.iterdir()))
         splits = ", ".join(f"{split} {count:,}" for split, count in card["splits"].items())
         table.add_row(folder.name, card["title"], size, splits, card["content"][:8])
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # a title is its owner's, brackets and all
     print(f"in {data_root()}")
 
 
@@ -38,19 +38,11 @@ def prepare(name: str, settings: list[str] | None = None, *, force: bool = False
     print(f"  in {folder}")
 
 
-def add(name: str, *, images: Path, table: Path, columns: list[str] | None = None, dry_run: bool = False, **options) -> None:
-    """Make a set of your own images and captions; see `mmkit.data.add`. columns: `caption=report` words."""
-    renamed = {}
-    for word in columns or []:
-        field, equals, column = word.partition("=")
-        if not equals:
-            raise MmkitError(f"cannot read the column {word!r}: write FIELD=COLUMN, for example caption=report")
-        renamed[field] = column
-    card = local.add(name, images=images, table=table, columns=renamed, dry_run=dry_run, **options)
+def add(name: str, *, dry_run: bool = False, **options) -> None:
+    """Make a set of your own images and captions; see `mmkit.data.add`."""
+    card = local.add(name, dry_run=dry_run, **options)
     _summary(name, card)
-    print(
-        "  dry run: nothing was written" if dry_run else f"  in {data_root() / name}; open it with mmkit.load({name!r}), or pass -p data={name} to a notebook"
-    )
+    print("  dry run: nothing was written" if dry_run else f"  in {data_root() / name}; open it with mmkit.load({name!r}), or pass -p data={name} to a notebook")
 
 
 def check(name: str | None = None, settings: list[str] | None = None) -> None:
@@ -72,7 +64,7 @@ def check(name: str | None = None, settings: list[str] | None = None) -> None:
 def card(name: str, settings: list[str] | None = None) -> None:
     """Print the card of a prepared set."""
     folder = _folder(name, settings or [])
-    content = prepared.read_card(folder)
+    content = prepared.require_schema(folder, prepared.read_card(folder))
     _summary(folder.name, content)
     made_by = content["recipe"]
     for field in ("title", "task", "licence", "terms", "citation", "content", "prepared"):

@@ -24,10 +24,10 @@ class PairedDataset:
     """
 
     def __init__(self, root: Path, card: dict):
+        self.images, self.items, self.texts = read_tables(root, card)
         self.root, self.card = root, card
         self.name: str = card["name"]
         self.content: str = card["content"]
-        self.images, self.items, self.texts = read_tables(root, card)
         self._memo: dict = {}
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import requests
 
 from mmkit.data.archive import unpack
-from mmkit.data.folders import data_root, file_hash, readable, require_space, sync, writing
+from mmkit.data.folders import data_root, file_hash, named_folder, readable, require_space, sync, writing
 from mmkit.data.progress import progress
 from mmkit.data.recipe import File, Recipe
 from mmkit.errors import MmkitError
@@ -99,10 +99,10 @@ class Sources:
 
 def mirror_root() -> Path | None:
     """The read-only folder with raw files of many sets that `$MMKIT_MIRROR` names, if it is set."""
-    named = os.environ.get("MMKIT_MIRROR")
-    if named and not Path(named).expanduser().is_dir():
-        raise MmkitError(f"MMKIT_MIRROR names {named!r}, which is no folder: correct it, or unset it to download from the public address")
-    return Path(named).expanduser().absolute() if named else None
+    mirror = named_folder("MMKIT_MIRROR")
+    if mirror and not mirror.is_dir():
+        raise MmkitError(f"MMKIT_MIRROR names {str(mirror)!r}, which is no folder: correct it, or unset it to download from the public address")
+    return mirror
 
 
 def verify_mirrored(mirror: Path, path: Path) -> tuple[str, bool]:
@@ -115,9 +115,7 @@ def verify_mirrored(mirror: Path, path: Path) -> tuple[str, bool]:
     inside = f"{path.relative_to(mirror).as_posix()}/"
     wrong = [name for name in sums if name.startswith(inside) and name not in found] + [name for name in found if sums.get(name, found[name]) != found[name]]
     if wrong:
-        raise MmkitError(
-            f"{len(wrong)} files of the mirror {mirror} are missing or differ from its SHA256SUMS, first {wrong[0]}: copy them again, or unset MMKIT_MIRROR"
-        )
+        raise MmkitError(f"{len(wrong)} files of the mirror {mirror} are missing or differ from its SHA256SUMS, first {wrong[0]}: copy them again, or unset MMKIT_MIRROR")
     digest = next(iter(found.values())) if path.is_file() else hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()).hexdigest()
     return digest, found.keys() <= sums.keys()
 
@@ -183,10 +181,7 @@ def _request(file: File, part: Path, start: int) -> None:
         length = answer.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else file.size
         require_space(part.parent, (total or 0) - start, f"downloading {file.name}")
-        with (
-            open(part, "ab" if start else "wb") as out,
-            progress(label=file.name, unit="B", total=total, start=start) as bar,
-        ):
+        with open(part, "ab" if start else "wb") as out, progress(label=file.name, unit="B", total=total, start=start) as bar:
             for chunk in answer.iter_content(CHUNK):
                 out.write(chunk)
                 bar.update(len(chunk))

@@ -16,10 +16,21 @@ from mmkit.errors import MmkitError
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def named_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, absolute, or None when it is not set. Raises MmkitError for a `~` without a home."""
+    text = os.environ.get(variable)
+    try:
+        return Path(text).expanduser().absolute() if text else None
+    except RuntimeError as error:
+        raise MmkitError(f"{variable} names {text!r}, and there is no such home folder: write the folder in full") from error
+
+
 def data_root() -> Path:
     """`$MMKIT_DATA`, or the user's cache folder."""
-    named = os.environ.get("MMKIT_DATA")
-    return Path(named).expanduser().absolute() if named else platformdirs.user_cache_path("mmkit", appauthor=False) / "data"
+    try:
+        return named_folder("MMKIT_DATA") or platformdirs.user_cache_path("mmkit", appauthor=False).expanduser() / "data"
+    except RuntimeError as error:
+        raise MmkitError("this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write") from error
 
 
 def readable(size: float) -> str:
@@ -38,9 +49,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise MmkitError(
-                f"the disk of {folder} is full: free some space, or point MMKIT_DATA at another disk; what was downloaded is kept and goes on from there"
-            ) from error
+            remedy = "free some space, or point MMKIT_DATA at another disk; what was downloaded is kept and goes on from there"
+            raise MmkitError(f"the disk of {folder} is full: {remedy}") from error
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
             raise MmkitError(f"cannot write in {folder} ({error.strerror}): point MMKIT_DATA at a folder you can write") from error
         raise

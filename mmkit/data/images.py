@@ -52,6 +52,8 @@ def _opened(path: Path) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(grey).all():
+            raise ValueError("it holds values that are no numbers (NaN or infinite)")
         low, high = (0, 65535) if image.mode.startswith("I") else (grey.min(), grey.max())
         image = Image.fromarray(np.round((grey - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,12 +18,13 @@ from mmkit.data.prepared import about, making
 from mmkit.data.progress import progress
 from mmkit.data.recipe import recipe_names
 from mmkit.data.splits import split_by_hash
-from mmkit.data.writer import POOLS, Writer, some
+from mmkit.data.writer import POOLS, Writer, some, validate
 from mmkit.errors import MmkitError, unknown
 
 SUFFIXES = {*DICOM, ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 OPTIONAL = ("group", "split", "language")
-SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}
+FIELD = re.compile(rf"image|caption|label(_.+)?|{'|'.join(OPTIONAL)}")
+SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "dev": "val", "valid": "val", "validation": "val"}  # in any case
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = ("raw", "cache")
 
@@ -60,7 +62,7 @@ def add(
     """Make a prepared set of your own images and captions; returns its card (a dry run: the card it would have, in part).
 
     images: folder. table: CSV, TSV or JSONL with the columns image (path in the folder) and caption, and optionally
-    label, label_*, group, split, language; several rows of an image are several captions.
+    label, label_*, group, split (train, val or dev, test, in any case), language; several rows of an image are several captions.
     size: images are squashed to size x size. columns: the table's own names, for example {"caption": "report"}.
     allow_unpaired: images without caption and captions without image become the splits pool_image and pool_text.
     Without a column split, groups are split 80/10/10 by the hash of their name. dry_run: check all, write nothing.
@@ -72,14 +74,14 @@ def add(
     if not folder.is_dir():
         raise MmkitError(f"{str(images)!r} is no folder: pass the folder with the images as images=")
     plan = make_plan(read_table(path, columns or {}), folder, allow_unpaired=allow_unpaired)
+    validate(*_tables(plan), images=len(plan.items))  # before the images, which may take long, and in a dry run as well
     if dry_run:
         for _ in _pixels(plan, folder, size, name):
             pass
         splits = {split: int(count) for split, count in plan.items["split"].value_counts(sort=False).items()}
         return {"name": name, "splits": splits, "texts": len(plan.texts), "reported": plan.reported}
-    card = about(name, title or name, "your own data", licence, terms, citation) | {"recipe": None, "knobs": {}}
+    card = about(name, title or name, "your own data", licence, terms, citation) | {"recipe": None, "knobs": {}, "size": size}
     card["sources"] = [{"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)}, {"name": folder.name, "from": str(folder.absolute())}]
-    card["size"] = size
     with making(name) as target:
         require_space(target.parent, len(plan.items) * size * size * 3, f"preparing {name!r}")
         writer = Writer(target)
@@ -101,8 +103,8 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     except csv.Error as error:
         raise MmkitError(f"{path.name} cannot be read as a table ({error}): expected a header line and one row a caption") from error
     for field_name, column in columns.items():
-        if field_name not in ("image", "caption", *OPTIONAL) and not field_name.startswith("label"):
-            raise unknown("table field", field_name, ("image", "caption", "label", *OPTIONAL))
+        if not FIELD.fullmatch(field_name):
+            raise unknown("table field", field_name, ("image", "caption", "label", "label_NAME", *OPTIONAL))
         if column not in table:
             raise unknown(f"column of {path.name}", column, table)
     table = table.rename(columns={column: field_name for field_name, column in columns.items()})
@@ -112,14 +114,19 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
             raise MmkitError(f"{hint}; name the right one with {needed}=COLUMN")
     if not len(table):
         raise MmkitError(f"{path.name} has no rows: expected one row a caption")
-    kept = [name for name in table if name in ("image", "caption", *OPTIONAL) or name == "label" or name.startswith("label_")]
+    kept = [name for name in table if FIELD.fullmatch(name)]
+    twice = next((name for name in kept if kept.count(name) > 1), None)
+    if twice:
+        raise MmkitError(f"{path.name} has {kept.count(twice)} columns for {twice!r}: give the others another name in its header, or leave out {twice}=COLUMN")
     return table[kept].map(lambda value: str(value).strip())
 
 
 def make_plan(table: pd.DataFrame, folder: Path, *, allow_unpaired: bool) -> Plan:
     """Pair the table's rows with the folder's files. Raises MmkitError for what does not fit."""
-    table = table.assign(id=[_inside(name) for name in table["image"]])
-    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "." and file.is_file()}
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()}
+    files = {name for name in files if not re.search(r"(^|/)\.", name)}  # hidden, as notebooks' checkpoints are
+    alike = {unicodedata.normalize("NFC", name): name for name in files}  # a Mac writes an accent as a letter of its own
+    table = table.assign(id=[name if name in files else alike.get(unicodedata.normalize("NFC", name), name) for name in map(_inside, table["image"])])
     absent = sorted({name for name in table["id"] if name and name not in files and not (folder / name).is_file()})
     if absent:
         named_alike = [file for file in files if PurePosixPath(file).name == PurePosixPath(absent[0]).name]
@@ -154,7 +161,9 @@ def _assign_splits(plan: Plan, *, pool_image: set[str], pool_text: set[str]) -> 
         blank = items["id"][paired & (items["split"] == "")].tolist()
         if blank:
             raise MmkitError(f"{len(blank)} images have no split ({some(blank)}): fill the column, or remove it to split 80/10/10 by group")
-        items["split"] = items["split"].replace(SPLIT_NAMES)
+        items["split"] = [SPLIT_NAMES.get(name.lower(), name) for name in items["split"]]
+        if paired.any() and "train" not in (found := list(items["split"][paired].unique())):
+            raise MmkitError(f"no image is in the split 'train', the splits are {', '.join(map(repr, found))}: call the one to learn from 'train'")
     elif paired.any():
         items.loc[paired, "split"] = split_by_hash(items["group"][paired])
     items.loc[items["id"].isin(pool_image), "split"] = "pool_image"
@@ -166,20 +175,29 @@ def _assign_splits(plan: Plan, *, pool_image: set[str], pool_text: set[str]) -> 
 
 
 def _fill(writer: Writer, plan: Plan, folder: Path, size: int, name: str) -> None:
-    row_of = {id: writer.image(pixels) for id, pixels in _pixels(plan, folder, size, name)}
-    items = plan.items.reset_index(drop=True)
-    writer.items(items.drop(columns="path").assign(image=items["id"].map(row_of).fillna(-1).astype("int64")))
-    writer.texts(plan.texts.assign(item=plan.texts["id"].map(pd.Series(items.index, index=items["id"]))))
+    for pixels in _pixels(plan, folder, size, name):
+        writer.image(pixels)
+    items, texts = _tables(plan)
+    writer.items(items)
+    writer.texts(texts)
     for line in plan.reported:
         writer.report(**line)
 
 
-def _pixels(plan: Plan, folder: Path, size: int, name: str) -> Iterator[tuple[str, np.ndarray]]:
+def _tables(plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Items and texts as a writer takes them, the images in the order of their items."""
+    items = plan.items.reset_index(drop=True)
+    drawn = items["path"] != ""
+    texts = plan.texts.assign(item=plan.texts["id"].map(pd.Series(items.index, index=items["id"])).astype("int64"))
+    return items.drop(columns="path").assign(image=np.where(drawn, drawn.cumsum() - 1, -1)), texts
+
+
+def _pixels(plan: Plan, folder: Path, size: int, name: str) -> Iterator[np.ndarray]:
     """The images, one after the other; when all are read, the damaged ones are out of the plan."""
     files, damaged = plan.items[plan.items["path"] != ""], {}
     for id, path in progress(list(zip(files["id"], files["path"], strict=True)), label=name, unit="images"):
         try:
-            yield id, read_image(folder / path, size=size)
+            yield read_image(folder / path, size=size)
         except DamagedImage as damage:
             damaged[id] = f"damaged image: {damage}"
     for id, reason in damaged.items():
@@ -227,7 +245,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):  # a text may hold U+2028 and the like
         if line.strip():
             try:
                 row = json.loads(line)

@@ -20,13 +20,15 @@ from mmkit.data.recipe import Knob, Recipe, find_recipe, recipe_names
 from mmkit.data.writer import FILES, SCHEMA, Writer, content_hash, validate
 from mmkit.errors import MmkitError, unknown
 
+CARD = set("name title task licence terms citation recipe knobs sources prepared content images texts splits reported files".split())
+
 
 def prepared_sets() -> dict[Path, dict | None]:
-    """The folders of all prepared sets, with their cards; None for a card that cannot be read."""
+    """The folders of all prepared sets, with their cards; None for a card that cannot be read or is of another schema."""
     sets: dict[Path, dict | None] = {}
     for path in sorted(data_root().glob("[!.]*/card.json")):
         try:
-            sets[path.parent] = read_card(path.parent)
+            sets[path.parent] = require_schema(path.parent, read_card(path.parent))
         except MmkitError:
             sets[path.parent] = None
     return sets
@@ -92,10 +94,8 @@ def _make(recipe: Recipe, settings: dict[str, Knob], folder: Path) -> dict:
             for name, reason in sources.missing.items():
                 writer.report(name, reason)
             recipe.prepare(writer, sources, **settings)
-            return writer.finish(
-                about(recipe.name, recipe.title, recipe.task, recipe.licence, recipe.terms, recipe.citation)
-                | {"recipe": {"name": recipe.name, "version": recipe.version}, "knobs": settings, "sources": sources.provenance}
-            )
+            card = about(recipe.name, recipe.title, recipe.task, recipe.licence, recipe.terms, recipe.citation)
+            return writer.finish(card | {"recipe": {"name": recipe.name, "version": recipe.version}, "knobs": settings, "sources": sources.provenance})
         finally:
             writer.discard()
 
@@ -106,13 +106,22 @@ def about(name: str, title: str, task: str, licence: str, terms: str, citation: 
 
 
 def read_card(folder: Path) -> dict:
-    """The card of a prepared set. Raises MmkitError when it cannot be read."""
+    """The card of a prepared set. Raises MmkitError when it cannot be read, or lacks what its schema has."""
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         if not isinstance(card, dict):
             raise ValueError("not a card")
+        if card.get("schema") == SCHEMA and CARD - card.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(CARD - card.keys()))}")
     except (OSError, ValueError) as error:
         raise MmkitError(f"the card of the prepared set {folder} cannot be read ({error}): delete that folder and prepare or add the set again") from error
+    return card
+
+
+def require_schema(folder: Path, card: dict) -> dict:
+    """The card, when it is of this mmkit's schema. Raises MmkitError."""
+    if card.get("schema") != SCHEMA:
+        raise MmkitError(f"the card of {folder} has schema {card.get('schema')}, this mmkit reads {SCHEMA}: delete that folder and prepare or add the set again")
     return card
 
 
@@ -121,10 +130,7 @@ def read_tables(folder: Path, card: dict) -> tuple[np.ndarray, pd.DataFrame, pd.
 
     The tables by their hash, the images by their size and shape. Raises MmkitError when one differs.
     """
-    if card.get("schema") != SCHEMA:
-        raise MmkitError(
-            f"the card of {folder} has schema {card.get('schema')}, this mmkit reads {SCHEMA}: delete that folder and prepare or add the set again"
-        )
+    require_schema(folder, card)
     for name in FILES:
         path, expected = folder / name, card["files"][name]
         size = path.stat().st_size if path.exists() else None

@@ -95,9 +95,7 @@ class Recipe:
             return int(value)
         if kind in (str, bool) and isinstance(value, kind):
             return value
-        raise MmkitError(
-            f"{name}={value!r} is not {TYPE_NAMES[kind]}: knob {name!r} of {self.name!r} expects {kind.__name__}, for example {self.knobs[name]!r}"
-        )
+        raise MmkitError(f"{name}={value!r} is not {TYPE_NAMES[kind]}: knob {name!r} of {self.name!r} expects {kind.__name__}, for example {self.knobs[name]!r}")
 
 
 def _from_text(text: str, kind: type) -> Knob:

@@ -14,7 +14,10 @@ from mmkit.repro.paths import is_done, read_json
 
 def plans() -> Iterator[str]:
     """One line a plan: runs finished, failed and asked for."""
-    for path in sorted(paths.runs().glob("*/plan.json")):
+    found = sorted(paths.runs().glob("*/plan.json"))
+    if not found:
+        yield f"no runs in {paths.runs()}: make some with 'mmkit reproduce PLAN'"
+    for path in found:
         manifest = read_json(path)
         states = [_state(path.parent, run["key"]) for run in manifest["runs"]]
         yield f"{path.parent.name}: {states.count('done')} of {len(states)} runs done, {states.count('failed')} failed; {manifest['plan']['profile']}, begun {manifest['started']}"
@@ -86,8 +89,8 @@ def _state(folder: Path, key: str) -> str:
 
 def _find(key: str) -> Path:
     found = [path.parent for name in ("record.json", "failure.json") for path in paths.runs().glob(f"**/{key}*/{name}")] if key.isalnum() else []
-    if len(found) != 1:
-        raise MmkitError(f"{len(found)} runs have a key that begins with {key!r}: 'mmkit runs list PLAN' prints the keys")
+    if (number := len({path.name for path in found})) != 1:  # two plans may share a run
+        raise MmkitError(f"{number} runs have a key that begins with {key!r}: 'mmkit runs list PLAN' prints the keys")
     return found[0]
 
 

@@ -18,7 +18,7 @@ KNOBS = {"pairs": lambda a, b: abs(math.log2(a / b)), "both": lambda a, b: 4 * a
 class Choice:
     """What the chooser says. condition: the recorded one nearest to the case, `distance` from it (0: exactly recorded).
 
-    table: per arm, best first: arm, mean, flops, difference to the best with its 95 % interval, tied with the best or not.
+    table: per arm, best first: arm, mean, flops, difference to the best with its 95 % interval (`stats.t_interval`: a slider waits for it), tied with the best or not.
     arm: the cheapest of those not told apart from the best."""
 
     arm: str
@@ -42,35 +42,41 @@ def cases(results: Sequence[Result], *, task: str) -> list[dict]:
 def choose(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy", **case) -> Choice:
     """The arm to take for a case (`pairs=256, both=0.5, image_share=0.5`), from the records of the nearest recorded one.
 
-    score: what to be good at; `ood_style/accuracy` asks for the best out of domain. Raises MmkitError for an unknown knob,
-    a task or score without records, or records of fewer than two arms or seeds."""
+    score: what to be good at; `ood_style/accuracy` asks for the best out of domain. Raises MmkitError for an unknown knob, pairs that are
+    not above 0, a task, knob or score without records, or records of fewer than two arms or seeds."""
     for name in case:
         if name not in KNOBS:
             raise unknown("knob of the chooser", name, KNOBS)
+    if not case.get("pairs", 1) > 0:
+        raise MmkitError(f"pairs={case['pairs']}: the chooser measures pairs in doublings; give a number above 0")
     results = [r for r in results if r.row["condition"].get("compute", "own") == "own"]
     recorded = cases(results, task=task)
     if not recorded:
         raise unknown("task with records", task, {result.row["task"] for result in results})
-    nearest = min(recorded, key=lambda there: _distance(case, there))
+    comparable = [there for there in recorded if case.keys() <= there.keys()]
+    if not comparable:
+        raise MmkitError(f"no recorded case of {task} has all of {', '.join(case)}: leave out what is none of {', '.join(dict.fromkeys(name for there in recorded for name in there))}")
+    nearest = min(comparable, key=lambda there: _distance(case, there))
     arms = _by_arm([r for r in results if r.row["task"] == task and _knobs(r) == nearest], score)
     means = {arm: sum(r.row["scores"][score] for r in found.values()) / len(found) for arm, found in arms.items()}
-    best = max(means, key=means.get)
-    table = [_row(arm, best, arms, means, score) for arm in sorted(means, key=means.get, reverse=True)]
+    higher = all(r.row["metrics"][score]["higher_is_better"] for found in arms.values() for r in found.values())
+    order = sorted(means, key=means.get, reverse=higher)
+    table = [_row(arm, order[0], arms, means, score) for arm in order]
     arm = min((row for row in table if row["tied"]), key=lambda row: row["flops"])["arm"]
     return Choice(arm, nearest, _distance(case, nearest), table)
 
 
 def regrets(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy") -> list[dict]:
-    """The chooser tested on itself: for each recorded case, the arm chosen without it, and how far its mean lies below the best there."""
+    """The chooser tested on itself: for each recorded case, the arm chosen without it, and how far its mean lies from the best there."""
     found = []
     for case in cases(results, task=task):
         rest = [r for r in results if r.row["task"] == task and _knobs(r) != case]
         if not rest:
             raise MmkitError(f"the chooser needs at least two recorded cases of {task} to be tested on itself")
-        here = {row["arm"]: row["mean"] for row in choose(results, task=task, score=score, **case).table}
+        here = {row["arm"]: abs(row["difference"]) for row in choose(results, task=task, score=score, **case).table}
         arm = choose(rest, task=task, score=score, **case).arm
         if arm in here:
-            found.append({**case, "chosen": arm, "regret": max(here.values()) - here[arm]})
+            found.append({**case, "chosen": arm, "regret": here[arm]})
     return found
 
 
@@ -79,7 +85,7 @@ def _knobs(result: Result) -> dict:
 
 
 def _distance(case: dict, there: dict) -> float:
-    return sum(KNOBS[name](value, there[name]) for name, value in case.items() if name in there)
+    return sum(KNOBS[name](value, there[name]) for name, value in case.items())
 
 
 def _by_arm(results: Sequence[Result], score: str) -> dict[str, dict[int, Result]]:
@@ -101,5 +107,5 @@ def _row(arm: str, best: str, arms: dict, means: dict, score: str) -> dict:
     if arm == best:
         return {"arm": arm, "mean": means[arm], "flops": flops, "difference": 0.0, "low": 0.0, "high": 0.0, "tied": True}
     terms = aligned_terms([(1.0, score, None, list(arms[arm].values())), (-1.0, score, None, list(arms[best].values()))])
-    found = stats.paired_bootstrap(terms, draws=500)
-    return {"arm": arm, "mean": means[arm], "flops": flops, "difference": found.effect, "low": found.low, "high": found.high, "tied": found.low <= 0 <= found.high}
+    difference, low, high = stats.t_interval(terms)
+    return {"arm": arm, "mean": means[arm], "flops": flops, "difference": difference, "low": low, "high": high, "tied": low <= 0 <= high}

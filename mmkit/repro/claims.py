@@ -105,7 +105,7 @@ class ClaimFile(BaseModel):
 class Verdict:
     """What became of a claim. estimate is None when no result matches it. p: of the claim's test; p_holm: adjusted within
     its family. improvement: the share of seeds whose effect has the claimed sign. compute_ratio: FLOPs of the terms with
-    positive weight over those with negative weight, None without both. left_out: seeds that not every term has."""
+    positive weight over those with negative weight, None without both. detectable: nan with one seed, which says nothing of their spread. left_out: seeds that not every term has."""
 
     claim: Claim
     verdict: str
@@ -147,24 +147,25 @@ def history(manifest: dict, *, folder: Path | None = None) -> dict[str, str]:
     folder = folder or paths.notebooks()
     files = [(when, yaml.load(text, LOADER)["claims"]) for when, text in _versions(folder / "claims.yaml")]
     runs = [manifest, *(json.loads(text) for _, text in _versions(folder / "records" / manifest["plan"]["name"] / "plan.json"))]
-    versions = sorted([(when, False, claims) for when, claims in files] + [(datetime.fromisoformat(run["started"]), True, run["claims"]) for run in runs], key=itemgetter(0))
+    ran = [(datetime.fromisoformat(run.get("declared", run["started"])), datetime.fromisoformat(run["started"]), run["claims"]) for run in runs]
+    versions = sorted([(when, None, claims) for when, claims in files] + ran, key=itemgetter(0))
     states = {claim["id"]: [] for claim in manifest["claims"]}
-    for when, ran, claims in versions:
+    for when, begun, claims in versions:
         for claim in (claim for claim in claims if claim["id"] in states):
             terms = [{key: value for key, value in term.items() if value not in (None, {})} for term in claim["terms"]]  # what is not written is as if it were
             full = {name: claim.get(name, field.default) for name, field in Claim.model_fields.items()} | {"terms": terms}
-            states[claim["id"]].append((when, ran, full))
+            states[claim["id"]].append((when, begun, full))
     return {name: _told(found) for name, found in states.items()}
 
 
-def _told(states: list[tuple[datetime, bool, dict]]) -> str:
-    """The history of one claim, from its versions: when, whether of a run, and what it said."""
+def _told(states: list[tuple[datetime, datetime | None, dict]]) -> str:
+    """The history of one claim, from its versions: when, when the run began that says so, and what it said."""
     day = lambda when: f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"  # noqa: E731
-    first, committed = next(when for when, ran, _ in states if ran), [when for when, ran, _ in states if not ran]
+    first, committed = min(begun for _, begun, _ in states if begun), [when for when, begun, _ in states if not begun]
     if not committed:
         return f"not known: git has no history of this claim here; it was run as it stands on {day(first)}"
-    said = [f"declared on {day(committed[0])}, before its first run on record" if committed[0] < first else f"declared with its first run on record, in git since {day(committed[0])}"]
-    said[0] += f" ({day(first)})"
+    late = f"declared on {day(states[0][0])}, after its first run on record" if states[0][0] > first else f"declared with its first run on record, in git since {day(committed[0])}"
+    said = [(f"declared on {day(committed[0])}, before its first run on record" if committed[0] < first else late) + f" ({day(first)})"]
     for (_, _, old), (when, _, new) in pairwise(states):
         if old != new:
             what = "wording" if all(old[key] == new[key] for key in old if key not in WORDING) else "terms"
@@ -184,17 +185,20 @@ def _versions(path: Path) -> Iterator[tuple[datetime, str]]:
         return
 
 
-def evaluate(claims: Iterable[Claim], results: Sequence[Result], *, incomplete: bool = False, draws: int = 10_000) -> list[Verdict]:
+def evaluate(claims: Iterable[Claim], results: Sequence[Result], *, declared: Iterable[Claim] = (), incomplete: bool = False, draws: int = 10_000) -> list[Verdict]:
     """The verdict on each claim, by `RULE`. Families are those among the given claims.
 
+    declared: all claims there are; one of the same family that is not given counts in Holm's adjustment with p = 1, which makes the others' p no smaller than its own would.
     incomplete: runs of the plan are missing, so that a claim without results is a row of the table and not an error.
     Raises: MmkitError when a term matches no result, or several of one seed; it lists what there is.
     """
     measured = [_measure(claim, results, incomplete=incomplete, draws=draws) for claim in claims]
-    adjusted = {}
+    given, adjusted = {verdict.claim.id for verdict in measured}, {}
+    elsewhere = [claim for claim in declared if claim.id not in given]
     for family in {verdict.claim.family for verdict in measured}:
-        members = [verdict for verdict in measured if verdict.claim.family == family]
-        adjusted |= dict(zip((verdict.claim.id for verdict in members), map(float, stats.holm([verdict.p for verdict in members])), strict=True))
+        known = {verdict.claim.id: verdict.p for verdict in measured if verdict.claim.family == family}
+        known |= {claim.id: 1.0 for claim in elsewhere if claim.family == family}
+        adjusted |= dict(zip(known, map(float, stats.holm(list(known.values()))), strict=True))
     verdicts = []
     for verdict in measured:
         p = adjusted[verdict.claim.id]
@@ -241,7 +245,7 @@ def _measure(claim: Claim, results: Sequence[Result], *, incomplete: bool, draws
     few = f"{len(seeds)} seeds, at least {FEWEST_SEEDS} are needed" if len(seeds) < FEWEST_SEEDS else ""
     barred = "a smoke run" if smoke else few
     p = max(p, stats.sign_flip(estimate.effects)) if claim.test == "sign-flip" else p
-    improvement, detectable = stats.probability_of_improvement(claim.sign * estimate.effects), stats.smallest_detectable(estimate)
+    improvement, detectable = stats.probability_of_improvement(claim.sign * estimate.effects), stats.smallest_detectable(estimate) if len(seeds) > 1 else math.nan
     known = {"improvement": improvement, "detectable": detectable, "compute_ratio": _compute_ratio(claim, matched, seeds)}
     return Verdict(claim, "not evidence" if barred else "", barred, estimate, p=p, seeds=tuple(seeds), left_out=left_out, **known)
 

@@ -24,7 +24,7 @@ def root() -> Path:
 def runs() -> Path:
     """Where runs are kept: `$MMKIT_RUNS`, or `runs/` in the checkout. Not created here."""
     named = os.environ.get("MMKIT_RUNS")
-    return Path(named).expanduser().absolute() if named else root() / "runs"
+    return (Path(named).expanduser() if named else root() / "runs").resolve()  # a run's processes are known by the files they hold, which have no links in their names
 
 
 def is_done(batch: Path, key: str) -> bool:

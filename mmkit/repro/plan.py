@@ -49,20 +49,22 @@ class Plan(BaseModel):
 
 def read_plan(name: str | Path) -> Plan:
     """A plan by its name (a file of `notebooks/plans/`) or its path. Raises: MmkitError with the key or name at fault."""
-    path = Path(name)
+    path, folder = Path(name), paths.notebooks() / "plans"
     if path.suffix not in (".yaml", ".yml"):
-        folder = paths.notebooks() / "plans"
         path = folder / f"{name}.yaml"
         if not path.is_file():
             raise unknown("plan", str(name), (file.stem for file in folder.glob("*.yaml")))
-    return read_yaml(path, Plan)
+    plan = read_yaml(path, Plan)
+    if plan.name != path.stem and path.resolve().parent == folder.resolve():
+        raise MmkitError(f"{path.name} says 'name: {plan.name}', so its runs would go among those of that plan: write 'name: {path.stem}', or rename the file")
+    return plan
 
 
 def read_yaml(path: Path, model: type[M]) -> M:
     """A YAML file as a checked model. Raises: MmkitError naming the file, the key and what was expected there."""
     try:
         return model.model_validate(yaml.load(path.read_text(encoding="utf-8"), LOADER))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise MmkitError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -109,10 +111,11 @@ def expand(plan: Plan, *, prepare: bool = True) -> list[Planned]:
         path = notebooks.resolve(entry.notebook)
         declared = notebooks.parameters(path)
         seeds = range(entry.seeds) if isinstance(entry.seeds, int) else entry.seeds
-        axes = dict(entry.grid) | ({"seed": list(seeds)} if seeds is not None else {})
-        twice = sorted(set(entry.parameters) & set(axes))
+        seeded = {"seed": list(seeds)} if seeds is not None else {}
+        axes = entry.grid | seeded
+        twice = sorted(entry.parameters.keys() & axes.keys() | entry.grid.keys() & seeded.keys())
         if twice:
-            raise MmkitError(f"plan {plan.name!r}: {entry.notebook}: {twice[0]!r} is set twice, as a parameter and in the grid or by seeds; keep one")
+            raise MmkitError(f"plan {plan.name!r}: {entry.notebook}: {twice[0]!r} is set twice, among the parameters, the grid and seeds; keep one")
         for values in product(*axes.values()):
             varied = dict(zip(axes, values, strict=True))
             parameters = notebooks.checked(path, entry.parameters | varied, plan.profile)
@@ -141,7 +144,9 @@ def code_hash() -> str:
     package = Path(mmkit.__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted([*package.rglob("*.py"), *package.rglob("*.json"), *(package.parent / "data_recipes").glob("*.py")]):
-        digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+        name = path.relative_to(package.parent).as_posix()
+        if "/." not in name:  # what editors leave: a run's copy of the code is without it
+            digest.update(name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
     return digest.hexdigest()
 
 

@@ -81,13 +81,17 @@ def record(run, **condition) -> dict:
     run: an `mmkit.strategies.Run`. condition: what this run was made under and a claim may ask for
         (`share=0.5`, `imbalance=4`); the budget's `pairs` is always part of it.
     In a batch the row is appended to `results.jsonl` in the run's folder and the items go beside it; interactively both
-    stay in memory, see `recorded()`. Raises: MmkitError for a score or cost that is not finite, a condition that cannot be
-    written as JSON, or one named like a field of the record.
+    stay in memory, see `recorded()`, until a cell that is run again records the same scores of the same arm, seed and
+    condition. Raises: MmkitError for a score or cost that is not finite, a condition that cannot be written as JSON, one
+    named like a field of the record, or one that contradicts the run's budget.
     """
     clash = sorted(set(condition) & set(RESERVED))
     if clash:
         raise MmkitError(f"a condition cannot be named {clash[0]!r}, the record has a field of that name; name it after what you vary")
-    where = f"arm {run.arm!r}, seed {run.seed}"
+    where, budget = f"arm {run.arm!r}, seed {run.seed}", asdict(run.budget)
+    for name in condition.keys() & budget.keys():
+        if condition[name] != budget[name]:
+            raise MmkitError(f"{where}: the condition says {name}={condition[name]!r}, the run's budget {budget[name]!r}; give the budget's, or another name")
     scores = {name: score.value for name, score in run.scores.items()}
     bad = [name for name, value in scores.items() if not math.isfinite(value)]
     if bad or not scores:
@@ -100,7 +104,7 @@ def record(run, **condition) -> dict:
         "data_hash": run.data_hash,
         "seed": run.seed,
         "condition": {"pairs": run.budget.pairs, **condition},
-        "budget": asdict(run.budget),
+        "budget": budget,
         "settings": run.settings,
         "scores": scores,
         "metrics": {name: _describe(score) for name, score in run.scores.items()},
@@ -113,15 +117,14 @@ def record(run, **condition) -> dict:
     try:
         line = json.dumps(row, default=_plain, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
-        raise MmkitError(
-            f"{where}: the record cannot be written ({error}); settings, condition and cost must be finite numbers, strings, lists or mappings"
-        ) from error
+        raise MmkitError(f"{where}: the record cannot be written ({error}); settings, condition and cost must be finite numbers, strings, lists or mappings") from error
     result = Result(json.loads(line), items_table(run.scores))
     folder = os.environ.get("MMKIT_RUN_DIR")
     if folder:
         _append(Path(folder), line, result.items)
     else:
-        _kept.append(result)
+        what = lambda kept: (kept.row["arm"], kept.row["seed"], kept.condition, kept.row["scores"].keys())  # noqa: E731
+        _kept[:] = [*(kept for kept in _kept if what(kept) != what(result)), result]
     return result.row
 
 

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 import re
 import textwrap
 from collections import Counter
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from mmkit import notebooks
 from mmkit.repro import paths, runner, stats
@@ -73,7 +71,7 @@ def _folder(plan: str) -> Path:
 
 def verdicts(batch: runner.Batch) -> list[Verdict]:
     """The verdicts on the claims of the batch's plan, as they stood when it was run."""
-    return evaluate([Claim.model_validate(claim) for claim in batch.manifest["claims"]], batch.results, incomplete=not batch.complete)
+    return evaluate([Claim.model_validate(claim) for claim in batch.manifest["claims"]], batch.results, declared=read_claims(), incomplete=not batch.complete)
 
 
 def effect_text(verdict: Verdict, *, bare: bool = False) -> str:
@@ -121,7 +119,7 @@ def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
             "seeds": str(len(verdict.seeds)) + (f" of {verdict.claim.seeds} declared" if len(verdict.seeds) != verdict.claim.seeds else ""),
             "clusters": f"{verdict.estimate.clusters:,}" if some and verdict.estimate.clusters else "–",
             "compute ratio": f"x{ratio:.2g}" if ratio else "–",
-            "smallest detectable": _size(verdict, verdict.detectable) if some else "–",
+            "smallest detectable": _size(verdict, verdict.detectable) if len(verdict.seeds) > 1 else "–",
             "smallest that matters": _size(verdict, verdict.claim.smallest_effect),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
@@ -141,7 +139,7 @@ def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
             "Scope": claim.scope,
             "Compared": "; ".join(f"{term.weight:+g} x {term}" for term in claim.terms),
             "Verdict": f"{verdict.verdict}: {verdict.reason}",
-            "Power": _power(verdict) if verdict.estimate else "",
+            "Power": _power(verdict) if len(verdict.seeds) > 1 else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
             "Limits": claim.limits,
             "History": past.get(claim.id, ""),
@@ -194,11 +192,9 @@ def arm_points(results: Sequence[Result], score: str, condition: dict | None) ->
             arms.setdefault(result.row["arm"], []).append(result)
     points = {}
     for arm, members in arms.items():
-        terms = aligned_terms([(1.0, score, None, sorted(members, key=lambda result: result.row["seed"]))])
-        variance, df = stats.two_way_variance(terms)
-        mean, half = float(terms[0].means.mean()), float(student.ppf(0.975, df) * math.sqrt(variance))
+        mean, low, high = stats.t_interval(aligned_terms([(1.0, score, None, sorted(members, key=lambda result: result.row["seed"]))]))
         costs = {name: sum(result.row["cost"][name] for result in members) / len(members) for name in COSTS}
-        points[arm] = {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(members)} | costs
+        points[arm] = {"mean": mean, "low": low, "high": high, "seeds": len(members)} | costs
     return points
 
 
@@ -271,9 +267,7 @@ def provenance(batch: runner.Batch) -> pd.DataFrame:
     manifest = batch.manifest
     facts = {
         "plan": [f"{manifest['plan']['name']}: {manifest['plan']['title']} (profile {manifest['plan']['profile']})"],
-        "runs": [
-            f"{len(batch.headers)} finished, {len(batch.failures)} failed, {len(batch.missing)} not run; {sum(h['seconds'] for h in batch.headers):,.0f} s of work"
-        ],
+        "runs": [f"{len(batch.headers)} finished, {len(batch.failures)} failed, {len(batch.missing)} not run; {sum(h['seconds'] for h in batch.headers):,.0f} s of work"],
         "git commit": [manifest["commit"][:12] + (" with uncommitted changes" if manifest["commit"].endswith("+") else "")],
         "code": [manifest["code_hash"][:12] + ("" if manifest["code_hash"] == code_hash() else " (not the code that is here now)")],
         "data": [f"{result.row['data']} {result.row['data_hash'][:12]}" for result in batch.results],
@@ -307,9 +301,7 @@ def page(executed: Path, *, title: str) -> str:
     notebook.cells = _for_readers(notebook.cells)
     body, _ = exporter.from_notebook_node(notebook)
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{style}</style>'
-    )
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{style}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 
 

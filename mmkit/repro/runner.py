@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -52,8 +52,10 @@ def run_plan(
 
     scheduler: address of a Dask scheduler that hands the runs to its workers instead. executor: any other `concurrent.futures` executor.
     dry_run: only say what would be done. A failed run is reported, kept under `failed/` and tried again by the next call.
-    Raises: MmkitError for a plan that cannot be read, a second runner of the same plan, a folder that cannot be written, or an executor that is gone.
+    Raises: MmkitError for a plan that cannot be read, workers below 1, a second runner of the same plan, a folder that cannot be written, or an executor that is gone.
     """
+    if workers is not None and workers < 1:
+        raise MmkitError(f"workers={workers}: at least one run is made at a time; leave it out for one per core")
     plan = plan if isinstance(plan, Plan) else read_plan(plan)
     from mmkit.repro.claims import read_claims  # not before: listing runs needs no scipy
 
@@ -75,9 +77,7 @@ def run_plan(
             _make(folder, waiting, len(runs), pool, token, say)
             clean(folder)  # of workers that died
     except OSError as error:
-        raise MmkitError(
-            f"cannot write in {folder} ({error.strerror or error}): free some space, or point MMKIT_RUNS at a folder you can write; finished runs are kept"
-        ) from error
+        raise MmkitError(f"cannot write in {folder} ({error.strerror or error}): free some space, or point MMKIT_RUNS at a folder you can write; finished runs are kept") from error
     except (CancelledError, BrokenExecutor) as error:
         raise MmkitError(f"the executor is gone ({error or 'its scheduler does not answer'}): finished runs are kept, the same command goes on from here") from error
     return load(folder)
@@ -170,9 +170,7 @@ def load(folder: Path) -> Batch:
             records.check_schema(header, folder / run["key"] / "record.json")
             found = records.read(folder / run["key"]) if header["results"] else []
             if len(found) != header["results"]:
-                raise MmkitError(
-                    f"{folder / run['key']} holds {len(found)} of the {header['results']} results it recorded: remove that folder and run the plan again"
-                )
+                raise MmkitError(f"{folder / run['key']} holds {len(found)} of the {header['results']} results it recorded: remove that folder and run the plan again")
             headers.append(header)
             results.extend(found)
         elif failed.exists():
@@ -218,9 +216,7 @@ def alone(folder: Path) -> Iterator[str]:
                 execute.let_go(folder)
     except Timeout:
         holder = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
-        raise MmkitError(
-            f"plan {folder.name!r} is being run already, by process {holder}: wait for it, or end it (kill {holder.split()[0]}) and start again; finished runs are kept"
-        ) from None
+        raise MmkitError(f"plan {folder.name!r} is being run already, by process {holder}: wait for it, or end it (kill {holder.split()[0]}) and start again; finished runs are kept") from None
 
 
 def clean(folder: Path) -> None:
@@ -241,17 +237,21 @@ def _copy_code(folder: Path, runs: list[Planned]) -> None:
 
 
 def _write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list[dict]) -> None:
-    manifest = {
+    now, old = execute.now(), {}
+    with suppress(MmkitError):  # none yet, or damaged
+        old = manifest(folder)
+    asked = {
         "schema": records.SCHEMA,
         "plan": plan.model_dump(),
         "claims": declared,
         "runs": [{"key": run.key, "label": run.label, "data_hash": run.data_hash, "parameters": run.parameters} for run in runs],
         "code_hash": code_hash(),
         "commit": commit(),
-        "started": execute.now(),
+        "started": min([now, *(read_json(folder / run.key / "record.json")["finished"] for run in runs if is_done(folder, run.key))]),
+        "declared": old.get("declared", old.get("started")) if old.get("claims") == declared else now,  # a run that is done may be older than what is claimed of it
     }
     part = folder / ".plan.json.part"
-    part.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(asked, indent=1), encoding="utf-8")
     execute.sync(part)
     os.replace(part, folder / "plan.json")
 

@@ -122,6 +122,13 @@ def two_way_variance(terms: Sequence[Term]) -> tuple[float, float]:
     return variance, variance**2 / squares if squares > 0 else max(seeds - 1, 1)
 
 
+def t_interval(terms: Sequence[Term]) -> tuple[float, float, float]:
+    """A contrast with its 95 % interval, low and high, by Student's t: the variance and degrees of freedom that the bootstrap is scaled to, without its draws."""
+    effect, (variance, df) = float(sum(term.weight * term.means for term in terms).mean()), two_way_variance(terms)
+    half = float(stats.t.ppf(0.975, df) * np.sqrt(variance))
+    return effect, effect - half, effect + half
+
+
 def sign_flip(effects: np.ndarray, *, draws: int = 100_000, seed: int = 0) -> float:
     """Two-sided p-value of the paired sign-flip (randomisation) test of mean zero: exact to 12 seeds, else by simulation."""
     effects = np.asarray(effects, dtype=float)
@@ -160,7 +167,7 @@ def smallest_detectable(estimate: Estimate, *, power: float = 0.8) -> float:
 def seeds_needed(effects: np.ndarray, wanted: float, *, power: float = 0.8, most: int = 1000) -> int | None:
     """The fewest seeds, six at least, with which a paired two-sided 5 % t-test finds a mean of `wanted` with this power; None: more than `most`.
 
-    The seeds are taken to spread like `effects`. More seeds do not make the test set larger: its own noise stays and is not counted here.
+    The seeds are taken to spread like `effects`, two at least. More seeds do not make the test set larger: its own noise stays and is not counted here.
     """
     spread = float(np.std(effects, ddof=1))
 

@@ -127,9 +127,8 @@ def _convert(kind: str, course: str | Path, name: str, *, student: str = "", **o
             super().__init__(*args, **{**options, "kernel_manager_class": notebooks.IpcKernelManager})
 
     config = _config(course)
-    config.Autograde.autograde_preprocessors = [
-        ExecuteOnUnixSockets if step is Execute else step for step in converters.Autograde.autograde_preprocessors.default()
-    ]
+    steps = converters.Autograde.autograde_preprocessors.default()
+    config.Autograde.autograde_preprocessors = [ExecuteOnUnixSockets if step is Execute else step for step in steps]
     directory = CourseDirectory(config=config)
     directory.assignment_id, directory.student_id = name, student or directory.student_id
     converter = getattr(converters, kind)(coursedir=directory, config=config)

@@ -68,9 +68,7 @@ def arm(name: str) -> dict[str, str]:
 
 
 @contextmanager
-def figure(
-    rows: int = 1, columns: int = 1, *, alt: str, caption: str = "", width: float = 7.0, height: float = 3.6, smoke: bool | None = None, **options
-) -> Iterator:
+def figure(rows: int = 1, columns: int = 1, *, alt: str, caption: str = "", width: float = 7.0, height: float = 3.6, smoke: bool | None = None, **options) -> Iterator:
     """A figure in the kit's style, shown with its alt text at the end of the block.
 
     Yields the axes as `plt.subplots(rows, columns, **options)` gives them. width, height: inches of the whole figure.

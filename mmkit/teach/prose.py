@@ -38,10 +38,11 @@ def evidence(notebook: Mapping) -> set[float]:
             if isinstance(node, ast.Constant) and type(node.value) in (int, float):
                 values.add(float(node.value))
         if "nbval-check-output" in tags(cell):
+            typed = {value for text in _shown(cell["source"]) for _, value in results(text)}  # printing a number does not make it a result
             for output in cell.get("outputs", []):
                 data = output.get("data", {})
-                texts = [output.get("text", ""), *(data[kind] for kind in data if kind.startswith("text/"))]
-                values |= {value for text in texts for _, value in results("".join(text))}
+                texts = map("".join, [output.get("text", ""), *(data[kind] for kind in data if kind.startswith("text/"))])
+                values |= {value for text in texts for _, value in results(text)} - typed
     return values
 
 
@@ -55,11 +56,14 @@ def unsupported(text: str, values: Iterable[float]) -> list[str]:
 
 
 def _shown(source: str) -> Iterator[str]:
-    """The fixed texts that a code cell prints or writes: the numbers among them are typed too."""
-    for node in ast.walk(ast.parse(source)):
-        parts = node.values if isinstance(node, ast.JoinedStr) else []
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "Markdown"):
-            parts = node.args
+    """The fixed texts that a code cell prints, writes or puts under a figure: the numbers among them are typed too."""
+    nodes = list(ast.walk(ast.parse(source)))
+    formats = [node.format_spec for node in nodes if isinstance(node, ast.FormattedValue)]
+    for node in nodes:
+        parts = node.values if isinstance(node, ast.JoinedStr) and node not in formats else []
+        if isinstance(node, ast.Call):
+            said = node.args if getattr(node.func, "id", "") in ("print", "Markdown") else []
+            parts = [*said, *(keyword.value for keyword in node.keywords if keyword.arg in ("alt", "caption"))]
         yield from (part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str))
 
 

@@ -85,4 +85,4 @@ def write(path: str | Path) -> list[Path]:
 def orphans(root: str | Path) -> list[Path]:
     """Views under the notebook folder `root` whose source is gone."""
     stems = {path.stem for path in Path(root).glob("[0-9][0-9]_*.ipynb")}
-    return sorted(file for kind in KINDS for file in (Path(root) / "views" / kind).glob("*") if file.stem not in stems)
+    return sorted(file for kind in KINDS for file in (Path(root) / "views" / kind).glob("[0-9][0-9]_*") if file.is_file() and file.stem not in stems)

@@ -116,12 +116,19 @@ ORDER = ["shuffled_pairs", "blank_image", "blank_text", "best_single", "ensemble
 there = {result.row["arm"] + ("" if result.condition["compute"] == "own" else "+") for result in source}
 SHOWN = [arm for arm in ORDER if arm in there]
 known = {result.condition.get("case") for result in source}
-columns = [name for name in CASES if name in known and (name != "base" or len(known) < 3)]
+columns = [name for name in CASES if name in known]
 
 # %% figure
-alt = f"For each case a panel: accuracy or R@1 of each arm, in domain as filled marks with 95 % intervals over {len(seeds)} seeds, under a shift of style as pale marks; the order of the arms changes from case to case."
-with plots.figure(1, len(columns), width=2.3 * len(columns) + 1, height=3.6, alt=alt, squeeze=False, sharey=True, caption="No arm wins everywhere: the case decides. Dark: test split. Pale: shifted style. Ring: this run.") as axes:
-    for axis, name in zip(axes[0], columns):
+across = min(3, len(columns))
+down = -(-len(columns) // across)
+alt = f"A panel for each of {', '.join(columns)}: accuracy or R@1 of each arm with 95 % intervals over {len(seeds)} seed(s), in domain as dark marks{', under a shift of style as pale ones' if data == 'scenes' else ''}."
+rows_said = "An empty row was not run in that case; `scratch+` has the FLOPs of component. Dark: test split. Pale: shifted style. Ring: this run."
+means = {name: {arm: p["mean"] for arm, p in case_points(source, name, "").items() if arm in SHOWN} for name in columns}
+caption = f"Highest mean: {'; '.join(f'{name}, {max(found, key=found.get)} ({max(found.values()):.2f})' for name, found in means.items())}. {rows_said}"
+with plots.figure(down, across, width=3.2 * across + 1, height=0.5 + 2.9 * down, alt=alt, squeeze=False, sharey=True, caption=caption) as axes:
+    for axis in axes.flat[len(columns):]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, columns):
         for split, alpha in (("", 1.0), ("ood_style/", 0.35)):
             points, ring = case_points(source, name, split), case_points(mine, name, split)
             for y, arm in enumerate(SHOWN):
@@ -152,18 +159,22 @@ if not any(leads.values()):
 
 # %% shares-figure
 joint = leads["scratch"]
-sides = {"late fusion": [f"{b:g}" for b, e in joint.items() if e.high < 0], "joint training": [f"{b:g}" for b, e in joint.items() if e.low > 0]}
-said = "; ".join(f"{side} is ahead at a share of {', '.join(where) or 'none'}" for side, where in sides.items())
+heights = {both: case_points(turned, name, "") for name, both in SHARES.items()} if joint else {}
+never = {both: 1 - 0.75 * both for both in heights}
+said = [f"{plots.arm(arm)['label']} against late fusion: " + ", ".join(f"{e.effect:+.2f} [{e.low:+.2f}, {e.high:+.2f}] at {b:g}" for b, e in found.items()) for arm, found in leads.items()]
+above = ", ".join(f"{b:g}" for b in heights if heights[b]["scratch"]["low"] > never[b])
 if joint:
-    points = ", ".join(f"{e.effect:+.2f} at {b:g}" for b, e in joint.items())
-    alt = f"Lead of joint training over late fusion, in accuracy, against the share of answers that need both modalities: {points}."
-    with plots.figure(width=6.5, height=3.2, alt=alt, caption=f"At equal pairs {said}.") as axes:
-        for (arm, found), shift in zip(leads.items(), (-0.008, 0.008)):
-            middle, errors = [e.effect for e in found.values()], [[e.effect - e.low for e in found.values()], [e.high - e.effect for e in found.values()]]
-            axes.errorbar([b + shift for b in found], middle, yerr=errors, color=plots.arm(arm)["color"], marker=plots.arm(arm)["marker"], label=plots.arm(arm)["label"], linestyle="-")
-        axes.axhline(0, color="black", linewidth=1)
-        axes.set(xlabel="share of answers that need both modalities", ylabel="lead over late fusion (accuracy)", xticks=list(joint))
-        axes.legend()
+    points = "; ".join(f"at {b:g} " + ", ".join(f"{plots.arm(arm)['label']} {p['mean']:.2f}" for arm, p in found.items()) for b, found in heights.items())
+    alt = f"Accuracy against the share of answers that need both modalities: {points}. A model that never turns falls from 1 to 0.25."
+    caption = f"The lead of {'; of '.join(said)}. Joint training (`scratch`) lies above the line of a model that never turns at a share of: {above or 'none'}."
+    with plots.figure(width=6.5, height=3.6, alt=alt, caption=caption) as axes:
+        for arm, shift in (("ensemble_single", -0.012), ("scratch", 0.0), ("joint_plus_unimodal", 0.012)):
+            found = [heights[b][arm] for b in joint]
+            errors = [[p["mean"] - p["low"] for p in found], [p["high"] - p["mean"] for p in found]]
+            axes.errorbar([b + shift for b in joint], [p["mean"] for p in found], yerr=errors, color=plots.arm(arm)["color"], marker=plots.arm(arm)["marker"], label=plots.arm(arm)["label"], linestyle="-")
+        axes.plot(list(never), list(never.values()), color="black", linestyle="--", linewidth=1, label="never turns")
+        axes.set(xlabel="share of answers that need both modalities", ylabel="accuracy", xticks=list(joint), ylim=(0, 1.03))
+        axes.legend(loc="lower left")
 
 # %% chooser
 def advise(pairs=256, both=0.5, image_share=0.5, shifted=False):
@@ -203,17 +214,16 @@ def pays_off(pretraining, with_it, without):
 assert pays_off(10.0, 1.0, 2.0) == 11, "at ten tasks the two only tie"
 assert pays_off(10.5, 1.0, 2.0) == 11 and pays_off(0.5, 1.0, 2.0) == 1, "count whole tasks, from the first that is cheaper"
 assert pays_off(1.0, 2.0, 2.0) is None and pays_off(1.0, 3.0, 2.0) is None, "without a saving a task it never pays"
-print("paid back after", pays_off(180.0, 35.0, 59.0), "tasks, in this example")
+if {"component", "scratch"} <= set(done):
+    phases, without = done["component"].cost.phases, done["scratch"].cost.flops
+    once = sum(phases[part].flops for part in phases if part.startswith("pretrain_"))
+    print(f"this run: {once / 1e9:.0f} GFLOPs once, then {(done['component'].cost.flops - once) / 1e9:.0f} a task instead of {without / 1e9:.0f}: cheaper from task {pays_off(once, done['component'].cost.flops - once, without)} on")
 
 # %% findings
-def best(name, split=""):
-    points = {arm: value["mean"] for arm, value in case_points(source, name, split).items() if arm in SHOWN}
-    return max(points, key=points.get), points
-
-
-for name in columns:
-    (first, points), (shifted, _) = best(name), best(name, "ood_style/" if data == "scenes" else "")
-    print(f"{name}: highest mean {first} ({points[first]:.2f}), lowest {min(points, key=points.get)} ({min(points.values()):.2f}); under shifted style {shifted}")
+for name, points in means.items():
+    under = {arm: p["mean"] for arm, p in case_points(source, name, "ood_style/").items() if arm in SHOWN}
+    shifted = f"; under shifted style {max(under, key=under.get)}" if under else ""
+    print(f"{name}: highest mean {max(points, key=points.get)} ({max(points.values()):.2f}), lowest {min(points, key=points.get)} ({min(points.values()):.2f}){shifted}")
 if regret is not None and len(regret):
     print(f"chooser, each case left out once: mean regret {regret['regret'].mean():.3f}, worst {regret['regret'].max():.3f}")
 

@@ -294,8 +294,7 @@ if looks is not None:
 if told is not None:
     print(f"weakest fact: {told['test'].idxmin()} ({told['test'].min():.2f}), with new combinations {told['new combinations'].idxmin()} ({told['new combinations'].min():.2f})")
 for result in real:
-    width = {name: result.row["settings"][name] for name in ("dim", "epochs", "size")}
-    print(f"photos, one seed: {result.row['arm']} {', '.join(f'{name} {value}' for name, value in width.items())}: CIDEr-D {result.row['scores']['cider_d']:.3f}")
+    print(f"photos, one seed: {result.row['arm']}, {result.row['settings']['dim']} wide, {result.row['settings']['epochs']} passes: CIDEr-D {result.row['scores']['cider_d']:.3f}")
 for split in SPLITS if points else ():
     ranked = sorted(points, key=lambda name: -points[name][split]["mean"])
     print(f"over seeds, {split} (guessing {guessing:.2f}): most facts by {ranked[0]} ({points[ranked[0]][split]['mean']:.2f}), fewest by {ranked[-1]} ({points[ranked[-1]][split]['mean']:.2f})")

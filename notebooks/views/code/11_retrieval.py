@@ -136,8 +136,7 @@ heights = {name: [across[key]["mean"] for key in across_line] for name, across i
 # %% figure
 bars = lambda point: [[max(point["mean"] - point["low"], 0)], [max(point["high"] - point["mean"], 0)]]
 told = "; ".join(f"{name}: along the line from locked to tuned R@1 is {', '.join(f'{height:.2f}' for height in line)}" for name, line in heights.items() if line)
-alt = f"R@1 in domain against R@1 out of domain of {len(inside)} models, {len(seeds)} seeds. {told}"
-with plots.figure(1, len(panels), width=4.8 * len(panels), height=4.2, alt=alt, caption=told, squeeze=False) as axes:
+with plots.figure(1, len(panels), width=4.8 * len(panels), height=4.2, alt=f"R@1 in domain against R@1 out of domain of {len(inside)} models, {len(seeds)} seeds. {told}", caption=told, squeeze=False) as axes:
     for axis, (name, across) in zip(axes[0], panels.items()):
         axis.plot([inside[key]["mean"] for key in across_line], heights[name], "-", color=plots.ORANGE, zorder=1)
         for key, x in inside.items():
@@ -157,15 +156,13 @@ verdicts = [verdict for name in plans if (folder.parent / name).exists() for ver
 if verdicts:
     with pd.option_context("display.max_colwidth", None):
         display(report.claims_table(verdicts)[["verdict", "claim", "effect [95 % interval]", "seeds"]])
-both_ran = table[table["arm"].isin(["lp_ft", "holistic"])].set_index("arm")["R@1"]
 short = [verdict for verdict in verdicts if verdict.claim.id == "LP-FT-short"]
-if short and len(both_ran) == 2:
-    print(f"lp_ft ahead of holistic at {epochs} passes: this seed {both_ran['lp_ft'] - both_ran['holistic']:+.3f}; ten seeds at 10 passes {report.effect_text(short[0])}")
+if short and {"lp_ft", "holistic"} <= done.keys():
+    print(f"lp_ft ahead of holistic at {epochs} passes: this seed {done['lp_ft'].scores['recall@1'].value - done['holistic'].scores['recall@1'].value:+.3f}; ten seeds at 10 passes {report.effect_text(short[0])}")
 
 # %% collapse
 noise = [torch.nn.functional.normalize(torch.randn(64, 16, generator=torch.Generator().manual_seed(side)), dim=1) for side in (0, 1)]
-one_point = [torch.ones(64, 16) / 4] * 2
-for name, (images, texts) in {"at random": noise, "in one point": one_point}.items():
+for name, (images, texts) in {"at random": noise, "in one point": [torch.ones(64, 16) / 4] * 2}.items():
     print(f"{name}: hardest {hinge_loss(images, texts, hardest=True):.1f}, sum {hinge_loss(images, texts):.0f}")
 
 # %% collapse-seen
@@ -305,16 +302,11 @@ net.load_state_dict(half)
 assert all(torch.equal(mix(locked, tuned, 1.0)[name], value) for name, value in tuned.items()), "at 1 it is the tuned model"
 
 # %% findings
-for verdict in sorted({verdict.verdict for verdict in verdicts}):
-    print(f"{verdict}: {', '.join(each.claim.id for each in verdicts if each.verdict == verdict)}")
-for name, across in panels.items():
-    line_heights = heights[name]
+for name, line_heights in heights.items():
     if line_heights:
-        top_share, peer = across_line[line_heights.index(max(line_heights))][1], across.get(("frozen", None))
-        against = f", frozen to the end {peer['mean']:.3f}" if peer else ""
+        top_share, peer = across_line[line_heights.index(max(line_heights))][1], panels[name].get(("frozen", None))
+        against = f"; frozen, trained to the end {peer['mean']:.3f}" if peer else ""
         print(f"{name}: along the line R@1 is highest at alpha = {top_share:g} ({max(line_heights):.3f}), {line_heights[0]:.3f} locked, {line_heights[-1]:.3f} tuned{against}")
 
 # %% findings-exact
 print(f"runs in the table: {len(table)}; every R@1 and mAP a share: {bool(table[['R@1', 'mAP']].stack().between(0, 1).all())}")
-if "wise_ft" in arms:
-    print("places on the line:", sorted(table["arm"][table["arm"].str.startswith("wise_ft")].str.split().str[1].astype(float)))
