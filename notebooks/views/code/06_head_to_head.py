@@ -117,13 +117,13 @@ there = {result.row["arm"] + ("" if result.condition["compute"] == "own" else "+
 SHOWN = [arm for arm in ORDER if arm in there]
 known = {result.condition.get("case") for result in source}
 columns = [name for name in CASES if name in known]
+means = {name: {arm: p["mean"] for arm, p in case_points(source, name, "").items() if arm in SHOWN} for name in columns}
 
 # %% figure
 across = min(3, len(columns))
 down = -(-len(columns) // across)
 alt = f"A panel for each of {', '.join(columns)}: accuracy or R@1 of each arm with 95 % intervals over {len(seeds)} seed(s), in domain as dark marks{', under a shift of style as pale ones' if data == 'scenes' else ''}."
 rows_said = "An empty row was not run in that case; `scratch+` has the FLOPs of component. Dark: test split. Pale: shifted style. Ring: this run."
-means = {name: {arm: p["mean"] for arm, p in case_points(source, name, "").items() if arm in SHOWN} for name in columns}
 caption = f"Highest mean: {'; '.join(f'{name}, {max(found, key=found.get)} ({max(found.values()):.2f})' for name, found in means.items())}. {rows_said}"
 with plots.figure(down, across, width=3.2 * across + 1, height=0.5 + 2.9 * down, alt=alt, squeeze=False, sharey=True, caption=caption) as axes:
     for axis in axes.flat[len(columns):]:
