@@ -16,7 +16,7 @@ from mmkit.models.pretrained import pretrained
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, fit, pairs
 from mmkit.strategies.balance import Modulated, blend_weights, own_heads
 from mmkit.strategies.encoders import fresh, tokenizer
-from mmkit.strategies.tuned import TABLE, learning_rate, table, tune
+from mmkit.strategies.tuned import TABLE, learning_rate, rate_from, table, tune
 from mmkit.strategies.unimodal import MaskedLanguageModel, Reconstruction, image_objective, pretrain
 from mmkit.tasks import Answering, Retrieval
 from mmkit.training import Inputs, seeded, stream
@@ -494,6 +494,12 @@ def test_learning_rates_are_the_tables(monkeypatch):
     monkeypatch.setattr(module, "table", lambda: {"grid": {"small": [1, 2, 3], "real": [4, 5, 6]}, "lr": {"answering": {"frozen": 3}, "retrieval, real encoders": {"frozen": 6}}})
     assert [learning_rate("answering", "frozen"), learning_rate("answering", "scratch"), learning_rate("retrieval", "frozen", real=True), learning_rate("answering", "frozen", real=True)] == [3, 2, 6, 5]
     assert json.loads(TABLE.read_text())["grid"] and set(DERIVED) == {"best_single", "ensemble_single"}
+
+
+@pytest.mark.parametrize("both, kind", [(0.0, "none"), (0.25, "some"), (0.5, "some"), (1.0, "all")])
+def test_answering_has_rates_by_what_its_answers_need(both, kind):
+    task = Answering(load("scenes", both=both, train=32, val=8, test=8, ood=8, pool=8))
+    assert task.tuned_as == f"answering, {kind} need both" and rate_from(task.tuned_as, "scratch", None) == "tuned"
 
 
 def test_tuning_looks_at_validation_alone(monkeypatch, scenes):
