@@ -1,4 +1,4 @@
-"""Recipe -> prepared set -> PairedDataset, the tensor cache, and what goes wrong on the way."""
+"""Recipe -> prepared set -> Dataset, the tensor cache, and what goes wrong on the way."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mmkit.data import PairedDataset, Recipe, Writer, commands, load, prepared, split_by_hash
+from mmkit.data import Dataset, Recipe, Writer, commands, load, prepared, split_by_hash
 from mmkit.errors import MmkitError
 
 GOLDEN = "76cc5f30ccbaf0dafd5c0c678b70c1d5f625c88247732d5cf9deb035ad91bd62"
@@ -68,7 +68,7 @@ def test_a_prepared_set_gives_back_what_was_written(data_root):
     assert ds.labels([0, 1, 2, 3], "label_shape").tolist() == [0, 1, 2, 0] and ds.classes("label_shape") == [0, 1, 2]
     assert ds.labels([0, 1, 2, 3], "label_colour").tolist() == [1, -1, 0, 1] and ds.classes("label_colour") == ["blue", "red"]
     assert len(set(ds.clusters(ds.rows("train")).tolist())) == 6
-    assert repr(ds) == f"PairedDataset('toy': 7 images 4x5, 21 texts; train 6, test 1; content {ds.content[:8]})"
+    assert repr(ds) == f"Dataset('toy': 7 images 4x5, 21 texts; train 6, test 1; content {ds.content[:8]})"
     assert not [path.name for path in data_root.iterdir() if "tmp" in path.name]
 
 
@@ -299,7 +299,7 @@ def test_a_card_of_an_older_mmkit_is_made_again_or_refused(capsys):
     card = json.loads((root / "card.json").read_text())
     (root / "card.json").write_text(json.dumps(card | {"schema": 0}))
     with pytest.raises(MmkitError, match="has schema 0, this mmkit reads 1"):
-        PairedDataset(root, card | {"schema": 0})
+        Dataset(root, card | {"schema": 0})
     assert load(recipe()).card["schema"] == 1
     assert "its card has schema 0, this mmkit writes 1; preparing it again" in capsys.readouterr().out
 

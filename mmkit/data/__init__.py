@@ -5,7 +5,7 @@ from importlib import import_module
 _WHERE = {
     "DamagedImage": "images",
     "File": "recipe",
-    "PairedDataset": "dataset",
+    "Dataset": "dataset",
     "Recipe": "recipe",
     "Writer": "writer",
     "add": "local",

@@ -1,4 +1,4 @@
-"""`PairedDataset`: images, texts, labels, groups and splits of a prepared set.
+"""`Dataset`: images, texts, labels, groups and splits of a prepared set.
 
 Shapes: N items, B rows asked for, H and W the image's height and width. A *row* is a position in `items`.
 """
@@ -16,7 +16,7 @@ from mmkit.data.writer import ITEM_COLUMNS
 from mmkit.errors import MmkitError, unknown
 
 
-class PairedDataset:
+class Dataset:
     """A prepared set, opened. Images stay on the disk, memory-mapped, until `pixels` asks for them.
 
     images: (M, H, W, 3) uint8. items: table of id, image (a row of images, -1 for none), split, group and labels.
@@ -35,7 +35,7 @@ class PairedDataset:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
-        return f"PairedDataset({self.root.name!r}: {len(self.images):,} images {self.images.shape[1]}x{self.images.shape[2]}, {len(self.texts):,} texts; {sizes}; content {self.content[:8]})"
+        return f"Dataset({self.root.name!r}: {len(self.images):,} images {self.images.shape[1]}x{self.images.shape[2]}, {len(self.texts):,} texts; {sizes}; content {self.content[:8]})"
 
     @property
     def splits(self) -> dict[str, int]:
@@ -131,9 +131,9 @@ class PairedDataset:
         return self.items["id"].iloc[np.asarray(rows)[where][0]]
 
 
-def load(name: str | Recipe, **knobs: Knob) -> PairedDataset:
+def load(name: str | Recipe, **knobs: Knob) -> Dataset:
     """A data set by its name: a recipe's, prepared on first use, or one of your own, added before.
 
     knobs: what the recipe lets you vary. Raises MmkitError for an unknown name or knob, or a knob of the wrong type.
     """
-    return PairedDataset(*open_set(name, **knobs))
+    return Dataset(*open_set(name, **knobs))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import mmkit
-from mmkit.data import PairedDataset, cached
+from mmkit.data import Dataset, cached
 from mmkit.errors import MmkitError, unknown
 from mmkit.models import CNN, GRU, PRETRAINED, TextTransformer, ViT, WordTokenizer, pretrained
 from mmkit.models.encoded import Encoded
@@ -57,7 +57,7 @@ class Encoders:
         return self.image in PRETRAINED
 
     @classmethod
-    def suited(cls, dataset: PairedDataset, arm: str) -> "Encoders":
+    def suited(cls, dataset: Dataset, arm: str) -> "Encoders":
         """What the notebooks use: small encoders for small images; for photos (96 pixels and more) the real ones wherever an arm starts
         from given weights, and small ones on 64 pixels where it trains its own. Encoders that are fine-tuned see smaller photos, for time."""
         if dataset.images.shape[1] < 96:
@@ -74,7 +74,7 @@ class Encoders:
         return {**asdict(self), **own, "start": origin}
 
 
-def tokenizer(dataset: PairedDataset, encoders: Encoders, *, language: str):
+def tokenizer(dataset: Dataset, encoders: Encoders, *, language: str):
     """The words of the unpaired texts (the training texts of a set without a pool), of every role; evaluation texts add nothing. A real
     text encoder brings its own."""
     return _real(encoders.text, length=encoders.length).tokenizer if encoders.real else _words(dataset, language)
@@ -84,7 +84,7 @@ _tokenizers: dict[tuple[str, str], WordTokenizer] = {}
 _pool_ids: dict[tuple, Tensor] = {}
 
 
-def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
+def _words(dataset: Dataset, language: str) -> WordTokenizer:
     key = (dataset.content, language)
     if key not in _tokenizers:
         splits = dataset.items["split"].to_numpy()[dataset.texts["item"].to_numpy()]
@@ -93,7 +93,7 @@ def _words(dataset: PairedDataset, language: str) -> WordTokenizer:
     return _tokenizers[key]
 
 
-def pool_texts(dataset: PairedDataset, words: WordTokenizer, *, language: str, role: str | None = None) -> Tensor:
+def pool_texts(dataset: Dataset, words: WordTokenizer, *, language: str, role: str | None = None) -> Tensor:
     """(N, L) ids of the unpaired texts, of one role or every; a set without a pool lends its training texts. Made once a data set."""
     key = (dataset.content, language, role, words)
     if key not in _pool_ids:
@@ -131,7 +131,7 @@ def fresh(encoders: Encoders, words: int, *, seed: int, start: str, text: Callab
     return seeded(seed, "image", IMAGE[encoders.image], size=encoders.size), seeded(seed, "text", text or TEXT[encoders.text], words)
 
 
-def self_supervised(dataset: PairedDataset, ids: Tensor, image: nn.Module, text: nn.Module, encoders: Encoders, *, vocabulary: int, language: str, seed: int, device: torch.device) -> dict[str, Phase]:
+def self_supervised(dataset: Dataset, ids: Tensor, image: nn.Module, text: nn.Module, encoders: Encoders, *, vocabulary: int, language: str, seed: int, device: torch.device) -> dict[str, Phase]:
     """Pretrain both encoders in place, each on its own pool: images without texts, texts without images. Kept in the cache by content.
 
     A set without pools lends its training images and its training texts, unpaired. Returns each phase's cost."""

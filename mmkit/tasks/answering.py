@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmkit.data import PairedDataset
+from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, accuracy
 from mmkit.models.fusion import FUSIONS, FusionClassifier, SingleClassifier, fusion
@@ -19,7 +19,7 @@ class Answering(Task):
 
     name, metric, modalities = "answering", "accuracy", ("image", "text")
 
-    def __init__(self, dataset: PairedDataset, *, label: str = "label_answer", role: str = "question", language: str = "en", fusion: str = "concat", limit: int | None = None):
+    def __init__(self, dataset: Dataset, *, label: str = "label_answer", role: str = "question", language: str = "en", fusion: str = "concat", limit: int | None = None):
         self.dataset, self.label, self.role, self.language, self.fusion, self.limit = dataset, label, role, language, fusion, limit
         self.classes = dataset.classes(label)
         if len(self.classes) < 2:

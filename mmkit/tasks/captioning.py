@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmkit.data import PairedDataset
+from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score
 from mmkit.metrics.captioning import caption_scores, caption_words
@@ -35,7 +35,7 @@ class Captioning(Task):
     name, metric, fusion, language = "captioning", "cider_d", "cross_attention", "en"
 
     def __init__(
-        self, dataset: PairedDataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,
+        self, dataset: Dataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,
         captions: int = 1, length: int = 20, min_count: int = 1, beams: int = 1, length_penalty: float = 0.5, limit: int | None = None,
     ):  # fmt: skip
         if decoder not in DECODERS:
@@ -113,7 +113,7 @@ def fact_scores(said: list[str], references: list[list[str]], clusters=None) -> 
 _made: dict[tuple, WordTokenizer] = {}
 
 
-def _words(dataset: PairedDataset, role: str, length: int, min_count: int) -> WordTokenizer:
+def _words(dataset: Dataset, role: str, length: int, min_count: int) -> WordTokenizer:
     """The vocabulary of the training captions; one word more than `length` is kept, which shows that a caption is longer. Made once a data set."""
     key = (dataset.content, role, length, min_count)
     if key not in _made:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmkit.data import PairedDataset
+from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, at_threshold, auroc, average_precision, brier, calibration_error, threshold
 from mmkit.tasks.answering import Answering
@@ -24,7 +24,7 @@ class Diagnosis(Answering):
 
     name, metric = "diagnosis", "auroc"
 
-    def __init__(self, dataset: PairedDataset, *, label: str = "label_pneumonia", positive: str | int | None = None, role: str = "note", specificity: float = 0.9, **options):
+    def __init__(self, dataset: Dataset, *, label: str = "label_pneumonia", positive: str | int | None = None, role: str = "note", specificity: float = 0.9, **options):
         super().__init__(dataset, label=label, role=role, **options)
         self.positive, self.specificity = self.classes[-1] if positive is None else positive, specificity
         if self.positive not in self.classes:
@@ -64,11 +64,11 @@ class Diagnosis(Answering):
         return self.target[rows].numpy(), self.dataset.clusters(rows.numpy())
 
 
-def reworded(dataset: PairedDataset, role: str, name: str, change: Callable[[str], str]) -> PairedDataset:
+def reworded(dataset: Dataset, role: str, name: str, change: Callable[[str], str]) -> Dataset:
     """The same set with one more role of texts, `name`: `change` of each text of `role`, pools left out. Rows, splits and groups stay."""
     paired = ~dataset.items["split"].str.startswith("pool_").to_numpy()[dataset.texts["item"]]
     texts = dataset.texts[paired & (dataset.texts["role"] == role).to_numpy()].assign(text=lambda table: table["text"].map(change), role=name)
-    other = PairedDataset(dataset.root, dataset.card)
+    other = Dataset(dataset.root, dataset.card)
     other.items, other.texts = dataset.items, pd.concat([dataset.texts, texts], ignore_index=True)
     other.content = hashlib.sha256("\n".join([dataset.content, name, *texts["text"]]).encode()).hexdigest()
     return other

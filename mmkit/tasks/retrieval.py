@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkit.core import contrastive_loss, sigmoid_loss, topk
-from mmkit.data import PairedDataset
+from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, mean_average_precision, retrieval_scores
 from mmkit.models.fusion import DualEncoder
@@ -26,7 +26,7 @@ class Retrieval(Task):
 
     name, metric, fusion = "retrieval", "recall@1", "dual"
 
-    def __init__(self, dataset: PairedDataset, *, role: str = "caption", language: str = "en", objective: str = "infonce", temperature: float | None = None, margin: float = 0.2,
+    def __init__(self, dataset: Dataset, *, role: str = "caption", language: str = "en", objective: str = "infonce", temperature: float | None = None, margin: float = 0.2,
                  dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
         if objective not in OBJECTIVES:
             raise unknown("objective", objective, OBJECTIVES)

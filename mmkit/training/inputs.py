@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmkit.data import PairedDataset
+from mmkit.data import Dataset
 from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded
 from mmkit.models.fast import quick
 
 
-_ids: WeakKeyDictionary[PairedDataset, dict] = WeakKeyDictionary()
+_ids: WeakKeyDictionary[Dataset, dict] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Inputs:
     partner: (N,) the row whose text stands in for a row's own (the shuffled-pairs control); blank: the modality shown empty.
     """
 
-    dataset: PairedDataset
+    dataset: Dataset
     ids: Tensor
     start: Tensor
     image_features: Encoded | None = None
@@ -41,7 +41,7 @@ class Inputs:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def of(cls, dataset: PairedDataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str = "en", device: torch.device | None = None) -> "Inputs":
+    def of(cls, dataset: Dataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str = "en", device: torch.device | None = None) -> "Inputs":
         """All texts of one role and language as ids; a data set and a tokenizer that met before are not brought together again."""
         met, key = _ids.setdefault(dataset, {}), (getattr(tokenizer, "__self__", tokenizer), role, language)
         if key not in met:
