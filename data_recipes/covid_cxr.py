@@ -28,15 +28,36 @@ from mmkit.errors import MmkitError
 ARCHIVE = replace(iu_xray_reports.ARCHIVE, optional=True, only={"reports": True})
 UNLABELLED = {"", "todo", "Unknown"}
 FRONTAL = {"PA", "AP", "AP Supine", "AP Erect", "", "?"}
-NO_LABELS = {"label_finding": "", "label_covid": -1, "label_cause": "", "label_view": "", "label_sex": "", "label_age": -1, "label_source": ""}
-BACTERIA = {"Bacterial", "Chlamydophila", "E.Coli", "Klebsiella", "Legionella", "Mycoplasma", "Mycoplasma Bacterial Pneumonia", "Nocardia", "Staphylococcus", "Streptococcus"}
+NO_LABELS = {
+    "label_finding": "",
+    "label_covid": -1,
+    "label_cause": "",
+    "label_view": "",
+    "label_sex": "",
+    "label_age": -1,
+    "label_source": "",
+}
+BACTERIA = {
+    "Bacterial",
+    "Chlamydophila",
+    "E.Coli",
+    "Klebsiella",
+    "Legionella",
+    "Mycoplasma",
+    "Mycoplasma Bacterial Pneumonia",
+    "Nocardia",
+    "Staphylococcus",
+    "Streptococcus",
+}
 
 
 def cause(finding: str) -> str:
     """The kind of a finding: covid-19, bacterial, fungal, none or other; "" for an unlabelled one."""
     if finding in UNLABELLED:
         return ""
-    named = {"Pneumocystis": "fungal", "Aspergillosis": "fungal", "No Finding": "none"} | dict.fromkeys(BACTERIA, "bacterial")
+    named = {"Pneumocystis": "fungal", "Aspergillosis": "fungal", "No Finding": "none"} | dict.fromkeys(
+        BACTERIA, "bacterial"
+    )
     return "covid-19" if "COVID-19" in finding else named.get(finding, "other")
 
 
@@ -46,9 +67,24 @@ def read_table(folder: Path) -> pd.DataFrame:
     if not found:
         raise MmkitError(f"{folder} holds no metadata.csv: it is not the covid-chestxray-dataset")
     table = pd.read_csv(found[0], dtype=str, keep_default_na=False)
-    for column in ("patientid", "sex", "age", "finding", "view", "modality", "filename", "doi", "url", "license", "clinical_notes", "other_notes"):
+    for column in (
+        "patientid",
+        "sex",
+        "age",
+        "finding",
+        "view",
+        "modality",
+        "filename",
+        "doi",
+        "url",
+        "license",
+        "clinical_notes",
+        "other_notes",
+    ):
         if column not in table:
-            raise MmkitError(f"{found[0].name} has no column {column!r}: it is not the metadata of the covid-chestxray-dataset")
+            raise MmkitError(
+                f"{found[0].name} has no column {column!r}: it is not the metadata of the covid-chestxray-dataset"
+            )
     finding = table["finding"].str.split("/").str[-1].str.strip()  # later versions write Pneumonia/Viral/COVID-19
     return table.assign(file=table.get("mirror_file", table["filename"]), finding=finding, folder=str(found[0].parent))
 
@@ -80,18 +116,24 @@ def labels(row) -> dict[str, int | str]:
 
 def split_of_patients(table: pd.DataFrame, *, val: float, test: float, fold: int) -> dict[str, str]:
     """Patient -> split, by the hash of fold and patient, patients with and without COVID-19 in the same shares."""
-    sick = table.groupby("patientid")["finding"].agg(lambda findings: any(cause(finding) == "covid-19" for finding in findings))
+    sick = table.groupby("patientid")["finding"].agg(
+        lambda findings: any(cause(finding) == "covid-19" for finding in findings)
+    )
     drawn = {}
     for has in (True, False):
         patients = sick.index[sick == has]
-        drawn |= dict(zip(patients, split_by_hash([f"{fold}/{patient}" for patient in patients], val=val, test=test), strict=True))
+        drawn |= dict(
+            zip(patients, split_by_hash([f"{fold}/{patient}" for patient in patients], val=val, test=test), strict=True)
+        )
     return drawn
 
 
 def prepare(writer: Writer, sources: Sources, *, size: int, val: float, test: float, fold: int, reports: bool) -> None:
     require_size(size)
     if not (0 < val and 0 < test and val + test < 1):
-        raise MmkitError(f"val={val} and test={test} leave nothing to train on or nothing to test: give shares above 0 whose sum is below 1")
+        raise MmkitError(
+            f"val={val} and test={test} leave nothing to train on or nothing to test: give shares above 0 whose sum is below 1"
+        )
     table = read_table(sources["covid-chestxray-dataset.zip"])
     kept, images = [], []
     for row in progress(table.itertuples(), label="covid_cxr", unit="images", total=len(table)):
@@ -106,7 +148,9 @@ def prepare(writer: Writer, sources: Sources, *, size: int, val: float, test: fl
     labelled = np.array([cause(row.finding) != "" for row in kept])
     paired = labelled & np.array([note != "" for note in notes])
     if not paired.any():
-        raise MmkitError(f"none of {len(table)} rows has a usable image, a finding and a note: it is not the covid-chestxray-dataset")
+        raise MmkitError(
+            f"none of {len(table)} rows has a usable image, a finding and a note: it is not the covid-chestxray-dataset"
+        )
     split = split_of_patients(pd.DataFrame([kept[i] for i in np.flatnonzero(paired)]), val=val, test=test, fold=fold)
     for row, pixels, note, known, pair in zip(kept, images, notes, labelled, paired, strict=True):
         about = {"group": f"patient-{row.patientid}", **labels(row)}
@@ -121,7 +165,14 @@ def prepare(writer: Writer, sources: Sources, *, size: int, val: float, test: fl
             writer.text(item, note, role="note")
     if ARCHIVE.name in sources:
         for name, texts, _ in iu_xray_reports.reports(sources[ARCHIVE.name], writer):
-            item = writer.item(name, split="pool_text", **NO_LABELS, licence="CC BY-NC-ND 4.0", credit="Indiana University, Open-i", url=ARCHIVE.url)
+            item = writer.item(
+                name,
+                split="pool_text",
+                **NO_LABELS,
+                licence="CC BY-NC-ND 4.0",
+                credit="Indiana University, Open-i",
+                url=ARCHIVE.url,
+            )
             for role, text in texts.items():
                 writer.text(item, text, role=role)
 
@@ -136,7 +187,12 @@ RECIPE = Recipe(
     citation="J. P. Cohen, P. Morrison, L. Dao et al.: COVID-19 Image Data Collection: Prospective Predictions Are the Future. MELBA, 2020. github.com/ieee8023/covid-chestxray-dataset",
     version=1,
     files=(
-        File("covid-chestxray-dataset.zip", f"https://github.com/ieee8023/covid-chestxray-dataset/archive/{COMMIT}.zip", mirror="covid_cxr", unpack=True),
+        File(
+            "covid-chestxray-dataset.zip",
+            f"https://github.com/ieee8023/covid-chestxray-dataset/archive/{COMMIT}.zip",
+            mirror="covid_cxr",
+            unpack=True,
+        ),
         ARCHIVE,
     ),
     knobs={"size": 160, "val": 0.15, "test": 0.35, "fold": 0, "reports": True},

@@ -25,13 +25,18 @@ def captions(path: Path) -> dict[str, list[str]]:
         if match:
             found[match["photo"]].append(match["text"].strip())
         elif line.strip():
-            raise MmkitError(f"{path.name}, line {number} is no caption: expected 'photo.jpg#0<tab>text', got {line[:60]!r}")
+            raise MmkitError(
+                f"{path.name}, line {number} is no caption: expected 'photo.jpg#0<tab>text', got {line[:60]!r}"
+            )
     return found
 
 
 def split_of_photos(folder: Path) -> dict[str, str]:
     """Photo name -> split, from the official lists."""
-    lists = {split: _only(folder, f"Flickr_8k.{official}Images.txt").read_text(encoding="utf-8").split() for official, split in SPLITS.items()}
+    lists = {
+        split: _only(folder, f"Flickr_8k.{official}Images.txt").read_text(encoding="utf-8").split()
+        for official, split in SPLITS.items()
+    }
     return {name: split for split, names in lists.items() for name in names}
 
 
@@ -44,7 +49,9 @@ def prepare(writer: Writer, sources: Sources, *, size: int) -> None:
         texts["zh"] = captions(sources["flickr8kzhc.caption.txt"])
     splits = split_of_photos(sources["Flickr8k_text.zip"])
     for name in sorted({*texts["en"], *splits} - photos.keys()):
-        writer.report(name, f"no such photo ({len(texts['en'].get(name, []))} captions, split {splits.get(name, 'none')})")
+        writer.report(
+            name, f"no such photo ({len(texts['en'].get(name, []))} captions, split {splits.get(name, 'none')})"
+        )
     for name, path in progress(photos.items(), label="flickr8k", unit="photos"):
         if name not in texts["en"]:
             writer.report(name, "no English caption")
@@ -80,8 +87,20 @@ RECIPE = Recipe(
     "Chinese captions: X. Li, W. Lan, J. Dong, H. Liu: Adding Chinese Captions to Images. ICMR 2016.",
     version=1,
     files=(
-        File("Flickr8k_Dataset.zip", f"{RELEASE}/Flickr8k_Dataset.zip", md5="f18a1e2920de5bd84dae7cf08ec78978", mirror="flickr8k/images", unpack=True),
-        File("Flickr8k_text.zip", f"{RELEASE}/Flickr8k_text.zip", md5="bf6c1abcb8e4a833b7f922104de18627", mirror="flickr8k/text", unpack=True),
+        File(
+            "Flickr8k_Dataset.zip",
+            f"{RELEASE}/Flickr8k_Dataset.zip",
+            md5="f18a1e2920de5bd84dae7cf08ec78978",
+            mirror="flickr8k/images",
+            unpack=True,
+        ),
+        File(
+            "Flickr8k_text.zip",
+            f"{RELEASE}/Flickr8k_text.zip",
+            md5="bf6c1abcb8e4a833b7f922104de18627",
+            mirror="flickr8k/text",
+            unpack=True,
+        ),
         File(
             "flickr8kzhc.caption.txt",
             "https://raw.githubusercontent.com/li-xirong/flickr8kcn/master/data/flickr8kzhc.caption.txt",

@@ -33,7 +33,9 @@ def reports(folder: Path, writer: Writer) -> Iterator[tuple[str, dict[str, str],
         except (ParseError, DefusedXmlException) as error:
             writer.report(path.name, f"no readable report: {error}")
             continue
-        found = {element.get("Label"): " ".join("".join(element.itertext()).split()) for element in root.iter("AbstractText")}
+        found = {
+            element.get("Label"): " ".join("".join(element.itertext()).split()) for element in root.iter("AbstractText")
+        }
         texts = {role: found[label] for label, role in ROLES.items() if found.get(label)}
         uid = root.find("uId")
         if uid is None or not uid.get("id"):

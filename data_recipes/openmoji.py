@@ -25,7 +25,9 @@ def prepare(writer: Writer, sources: Sources, *, size: int) -> None:
     for hexcode in table["hexcode"][missing]:
         writer.report(f"{hexcode}.png", "no such picture")
     if missing.all():
-        raise MmkitError("no picture of openmoji.csv is in openmoji-72x72-color.zip: it is not the archive of release 17")
+        raise MmkitError(
+            "no picture of openmoji.csv is in openmoji-72x72-color.zip: it is not the archive of release 17"
+        )
     table = table[~missing]
     kept, images = [], []
     for row in progress(table.itertuples(), label="openmoji", unit="emoji", total=len(table)):
@@ -36,7 +38,14 @@ def prepare(writer: Writer, sources: Sources, *, size: int) -> None:
             writer.report(f"{row.hexcode}.png", f"damaged picture: {damage}")
     groups = joined([base_emoji(row.hexcode, row.skintone_base_hexcode) for row in kept], images)
     for row, image, group, split in zip(kept, images, groups, split_by_hash(groups), strict=True):
-        item = writer.item(row.hexcode, image=writer.image(image), split=split, group=group, label_group=row.group, label_subgroup=row.subgroups)
+        item = writer.item(
+            row.hexcode,
+            image=writer.image(image),
+            split=split,
+            group=group,
+            label_group=row.group,
+            label_subgroup=row.subgroups,
+        )
         writer.text(item, row.annotation)
         if tags := tag_caption(row.tags, row.openmoji_tags):
             writer.text(item, tags)
@@ -79,7 +88,9 @@ RECIPE = Recipe(
     citation="B. Gross, D. Utz and contributors: OpenMoji. HfG Schwaebisch Gmuend, openmoji.org, release 17.0.0.",
     version=2,
     files=(
-        File("openmoji-72x72-color.zip", f"{RELEASE}/openmoji-72x72-color.zip", mirror="openmoji/color-72px", unpack=True),
+        File(
+            "openmoji-72x72-color.zip", f"{RELEASE}/openmoji-72x72-color.zip", mirror="openmoji/color-72px", unpack=True
+        ),
         File(
             "openmoji.csv",
             "https://raw.githubusercontent.com/hfg-gmuend/openmoji/17.0.0/data/openmoji.csv",

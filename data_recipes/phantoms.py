@@ -26,20 +26,36 @@ LARGEST_SEED = 2**32 - 1  # numpy's legacy stream takes 32 bits
 FINDINGS = ("opacity", "effusion", "nodule", "cardiomegaly")
 SIDES = ("right", "left")  # the patient's; the right lung is on the left of the image
 SEVERITIES = ("mild", "moderate", "severe")
-SIZES = {"": "", "mild": "small", "moderate": "moderate", "severe": "large"}  # what a report calls a severity in the lungs
+SIZES = {
+    "": "",
+    "mild": "small",
+    "moderate": "moderate",
+    "severe": "large",
+}  # what a report calls a severity in the lungs
 DIAGNOSES = ("pneumonia", "heart failure", "asthma", "rib fracture")
-SHARE = {"opacity": (0.15, 0.85), "effusion": (0.2, 0.35), "nodule": (0.15, 0.15), "cardiomegaly": (0.2, 0.2)}  # without and with pneumonia
+SHARE = {
+    "opacity": (0.15, 0.85),
+    "effusion": (0.2, 0.35),
+    "nodule": (0.15, 0.15),
+    "cardiomegaly": (0.2, 0.2),
+}  # without and with pneumonia
 SYMPTOMS = {"fever": (0.3, 0.7), "cough": (0.4, 0.7)}
 LUNGS = ((19, 32, 11, 22), (45, 32, 11, 22))  # x, y and radii, by side
 
 # The first wording of each pair is of the home hospital, the second of the other one.
 NOTES = ("{age} year old {sex} with {told} .", "{sex} , {age} years . presents with {told} .")
 COMPLAINTS = ("chest pain", "fatigue", "shortness of breath", "weight loss")
-NAMED = (("treated for {d} .", "known {d} .", "sent in with {d} ."), ("working diagnosis {d} .", "on treatment for {d} .", "{d} was found elsewhere ."))
+NAMED = (
+    ("treated for {d} .", "known {d} .", "sent in with {d} ."),
+    ("working diagnosis {d} .", "on treatment for {d} .", "{d} was found elsewhere ."),
+)
 PRESENT = ("{size} {finding} in the {side} lung .", "the {side} lung shows {size} {finding} .")
 HEART = ("{severity} cardiomegaly .", "the heart shows {severity} cardiomegaly .")
 ABSENT = ("no {finding} .", "{finding} is not seen .")
-UNCERTAIN = (("possible {finding} on the {side} .", "cannot exclude {finding} on the {side} ."), ("there may be {finding} on the {side} .", "{finding} on the {side} is not excluded ."))
+UNCERTAIN = (
+    ("possible {finding} on the {side} .", "cannot exclude {finding} on the {side} ."),
+    ("there may be {finding} on the {side} .", "{finding} on the {side} is not excluded ."),
+)
 CLEAR = ("the lungs are clear .", "normal chest .")
 
 
@@ -47,7 +63,11 @@ def _patients(rng: np.random.RandomState, count: int, leak: float, hedge: float)
     """One row a patient: diagnosis, findings and what note and report will say of them."""
     u = iter(rng.random_sample((40, count)))
     sick = (next(u) < 0.4).astype(np.int64)
-    table = {"label_pneumonia": sick, "label_sex": np.where(next(u) < 0.5, "woman", "man"), "label_age": rng.randint(20, 90, size=count, dtype=np.int64)}
+    table = {
+        "label_pneumonia": sick,
+        "label_sex": np.where(next(u) < 0.5, "woman", "man"),
+        "label_age": rng.randint(20, 90, size=count, dtype=np.int64),
+    }
     for finding, share in SHARE.items():
         there = next(u) < np.array(share)[sick]
         side, severity = (next(u) < 0.5).astype(np.int64), rng.randint(0, 3, size=count, dtype=np.int64)
@@ -62,7 +82,10 @@ def _patients(rng: np.random.RandomState, count: int, leak: float, hedge: float)
     for symptom, share in SYMPTOMS.items():
         table[f"label_{symptom}"] = (next(u) < np.array(share)[sick]).astype(np.int64)
     table["label_named"] = (next(u) < leak).astype(np.int64)
-    table |= {name: rng.randint(0, 60, size=count, dtype=np.int64) for name in ("diagnosis", "wording", "complaint", "dx", "dy", "size")}
+    table |= {
+        name: rng.randint(0, 60, size=count, dtype=np.int64)
+        for name in ("diagnosis", "wording", "complaint", "dx", "dy", "size")
+    }
     return pd.DataFrame(table)
 
 
@@ -82,11 +105,17 @@ def _report(row: dict, other: int) -> str:
         frames = {
             "present": HEART[other] if heart else PRESENT[other],
             "absent": ABSENT[other],
-            "uncertain": UNCERTAIN[other][(row["wording"] + place) % 2].replace(" on the {side}", "" if heart else " on the {side}"),
+            "uncertain": UNCERTAIN[other][(row["wording"] + place) % 2].replace(
+                " on the {side}", "" if heart else " on the {side}"
+            ),
             "": "",
         }
         severity = row[f"severity_{finding}"]
-        said.append(frames[row[f"said_{finding}"]].format(finding=finding, side=row[f"side_{finding}"], severity=severity, size=SIZES[severity]))
+        said.append(
+            frames[row[f"said_{finding}"]].format(
+                finding=finding, side=row[f"side_{finding}"], severity=severity, size=SIZES[severity]
+            )
+        )
     return " ".join(filter(None, said)) or CLEAR[other]
 
 
@@ -97,8 +126,13 @@ def _places(items: pd.DataFrame) -> dict[str, np.ndarray]:
     ap = (items["label_view"] == "AP").to_numpy().astype(np.int64)
     places = {}
     for finding in FINDINGS:
-        there, side = items[f"label_{finding}"].to_numpy(), (items[f"side_{finding}"] == "left").to_numpy().astype(np.int64)
-        grade = 1 + items[f"severity_{finding}"].map({name: n for n, name in enumerate(SEVERITIES)}).fillna(0).to_numpy(dtype=np.int64)
+        there, side = (
+            items[f"label_{finding}"].to_numpy(),
+            (items[f"side_{finding}"] == "left").to_numpy().astype(np.int64),
+        )
+        grade = 1 + items[f"severity_{finding}"].map({name: n for n, name in enumerate(SEVERITIES)}).fillna(0).to_numpy(
+            dtype=np.int64
+        )
         x, y, rx, ry = lungs[side].T
         top = np.zeros(len(items), np.int64)
         if finding == "cardiomegaly":
@@ -141,7 +175,12 @@ def _draw(rng: np.random.RandomState, items: pd.DataFrame, places: dict[str, np.
     sx, sy = (items[name].to_numpy().astype(np.int32)[:, None, None] for name in ("shift_x", "shift_y"))
     y, x = (axis - shift for axis, shift in zip(_grid(), (sy, sx)))
     zero = np.zeros(n, np.int32)
-    at = lambda *ellipse: _ellipse(np.stack([part + zero for part in (*ellipse, 0)], axis=1) + np.stack([sx[:, 0, 0], sy[:, 0, 0], zero, zero, zero], axis=1)) > 0  # noqa: E731
+    shift = np.stack([sx[:, 0, 0], sy[:, 0, 0], zero, zero, zero], axis=1)
+
+    def at(cx, cy, rx, ry) -> np.ndarray:
+        """The pixels of an ellipse that moves with the patient, (N, 64, 64) bool."""
+        return _ellipse(np.stack([part + zero for part in (cx, cy, rx, ry, 0)], axis=1) + shift) > 0
+
     lung = at(*LUNGS[0]) | at(*LUNGS[1])
     image = np.where(at(32, 38, 31, 42), 150, 12).astype(np.int32)
     image[lung] = 62
@@ -149,7 +188,13 @@ def _draw(rng: np.random.RandomState, items: pd.DataFrame, places: dict[str, np.
     np.maximum(image, 165, out=image, where=np.abs(x - 32) + 0 * y < 3)
     image[at(34, 44, 9 + ap, 10) | (_ellipse(places["cardiomegaly"]) > 0)] = 185
     for finding, least, step in (("opacity", 45, 20), ("nodule", 60, 15)):
-        grade = items[f"severity_{finding}"].map({name: n for n, name in enumerate(SEVERITIES)}).fillna(0).to_numpy().astype(np.int32)
+        grade = (
+            items[f"severity_{finding}"]
+            .map({name: n for n, name in enumerate(SEVERITIES)})
+            .fillna(0)
+            .to_numpy()
+            .astype(np.int32)
+        )
         inside = _ellipse(places[finding])
         image += (least + step * grade)[:, None, None] * np.minimum(inside + 64, 256) // 256 * (inside > 0)
     image[_ellipse(places["effusion"]) > 0] = 172
@@ -159,10 +204,16 @@ def _draw(rng: np.random.RandomState, items: pd.DataFrame, places: dict[str, np.
     rows = coarse[:, place] * (8 - part)[:, None] + coarse[:, place + 1] * part[:, None]
     smooth = (rows[:, :, place] * (8 - part) + rows[:, :, place + 1] * part) // 64
     image += smooth
-    image += np.where(ap, 2, 1).astype(np.int32)[:, None, None] * (1 + 3 * other) * rng.randint(-7, 8, size=(n, PIXELS, PIXELS), dtype=np.int64).astype(np.int32)
+    image += (
+        np.where(ap, 2, 1).astype(np.int32)[:, None, None]
+        * (1 + 3 * other)
+        * rng.randint(-7, 8, size=(n, PIXELS, PIXELS), dtype=np.int64).astype(np.int32)
+    )
     if other:
         image = 60 + image // 2
-        image = image.reshape(n, PIXELS // 2, 2, PIXELS // 2, 2).sum(axis=(2, 4)).repeat(2, axis=1).repeat(2, axis=2) // 4
+        image = (
+            image.reshape(n, PIXELS // 2, 2, PIXELS // 2, 2).sum(axis=(2, 4)).repeat(2, axis=1).repeat(2, axis=2) // 4
+        )
     return np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, axis=3)
 
 
@@ -183,7 +234,11 @@ def _part(rng: np.random.RandomState, split: str, count: int, *, leak: float, he
     items.insert(0, "id", [f"{split}-{o:04d}-{n}" for o, n in zip(owner, number)])
     items.insert(1, "split", split)
     items.insert(2, "group", [f"{split}-patient-{o:04d}" for o in owner])
-    return images, items.drop(columns=["diagnosis", "wording", "complaint", "dx", "dy", "size", "shift_x", "shift_y"]), texts.iloc[owner]
+    return (
+        images,
+        items.drop(columns=["diagnosis", "wording", "complaint", "dx", "dy", "size", "shift_x", "shift_y"]),
+        texts.iloc[owner],
+    )
 
 
 def generate(*, leak: float, hedge: float, train: int, val: int, test: int, ood: int, pool: int, seed: int):
@@ -209,7 +264,11 @@ def generate(*, leak: float, hedge: float, train: int, val: int, test: int, ood:
         items.append(table)
         texts += [said] if split != "pool_image" else []
     said = pd.concat(texts, ignore_index=True).melt("item", var_name="role", value_name="text").assign(language="en")
-    return np.concatenate(images), pd.concat(items, ignore_index=True), said[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True)
+    return (
+        np.concatenate(images),
+        pd.concat(items, ignore_index=True),
+        said[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True),
+    )
 
 
 def prepare(writer: Writer, sources, **knobs) -> None:

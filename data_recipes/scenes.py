@@ -19,7 +19,14 @@ from mmkit.data import Recipe, Writer
 from mmkit.errors import MmkitError
 
 SIDES = ("up", "right", "down", "left")
-COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 80, 200), "yellow": (235, 205, 30), "purple": (140, 60, 190), "cyan": (30, 190, 200)}
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (31, 80, 200),
+    "yellow": (235, 205, 30),
+    "purple": (140, 60, 190),
+    "cyan": (30, 190, 200),
+}
 SHAPES = ("circle", "square", "cross", "diamond")
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -29,14 +36,29 @@ PIXELS, BLOCK = 32, 256
 LARGEST_SEED = 2**32 - 3  # numpy's legacy stream takes 32 bits, and streams seed + 1 and seed + 2 are used
 
 # Two wordings of each turn. Of the frames, the first pair is used in training, the second only in `ood_style` and in broad pools.
-TURNS = (("go straight on", "keep straight ahead"), ("turn right", "take a right turn"), ("turn around", "make a half turn around"), ("turn left", "take a left turn"))
-TURN_FRAMES = (("now {turn} .", "first {turn} , then walk on ."), ("my friend , please {turn} before you leave .", "at this point you should {turn} and walk away ."))
-PATH_FRAMES = (("the path leads {side} .", "the exit is {side} ."), ("everyone says that the exit must be {side} .", "the old path still leads {side} today ."))
+TURNS = (
+    ("go straight on", "keep straight ahead"),
+    ("turn right", "take a right turn"),
+    ("turn around", "make a half turn around"),
+    ("turn left", "take a left turn"),
+)
+TURN_FRAMES = (
+    ("now {turn} .", "first {turn} , then walk on ."),
+    ("my friend , please {turn} before you leave .", "at this point you should {turn} and walk away ."),
+)
+PATH_FRAMES = (
+    ("the path leads {side} .", "the exit is {side} ."),
+    ("everyone says that the exit must be {side} .", "the old path still leads {side} today ."),
+)
 CAPTION_FRAMES = (
-    ("a {arrow} arrow pointing {heading} , {relation} a {size} {landmark} {shape} on {ground} ground .",
-     "on {ground} ground a {size} {landmark} {shape} has a {arrow} arrow {relation} it , pointing {heading} ."),
-    ("look , here points a {arrow} arrow {heading} and it stands {relation} one {size} {landmark} {shape} , the ground is {ground} .",
-     "this ground is {ground} , with one {size} {landmark} {shape} and {relation} that an arrow in {arrow} which points {heading} ."),
+    (
+        "a {arrow} arrow pointing {heading} , {relation} a {size} {landmark} {shape} on {ground} ground .",
+        "on {ground} ground a {size} {landmark} {shape} has a {arrow} arrow {relation} it , pointing {heading} .",
+    ),
+    (
+        "look , here points a {arrow} arrow {heading} and it stands {relation} one {size} {landmark} {shape} , the ground is {ground} .",
+        "this ground is {ground} , with one {size} {landmark} {shape} and {relation} that an arrow in {arrow} which points {heading} .",
+    ),
 )
 
 
@@ -49,21 +71,27 @@ def _unravel(codes: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(AXES, np.unravel_index(codes, tuple(AXES.values()))))
 
 
-def _draw_ids(rng: np.random.RandomState, sizes: dict[str, int], pool: int, broad: bool) -> tuple[np.ndarray, np.ndarray]:
+def _draw_ids(
+    rng: np.random.RandomState, sizes: dict[str, int], pool: int, broad: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Scene codes and their split. Labelled splits never share a scene; pools never hold an evaluation scene."""
     order = np.argsort(rng.random_sample(int(np.prod(list(AXES.values())))), kind="stable")
     held = _held_out(_unravel(order))
     known, novel = order[~held], order[held]
     wanted = sizes["train"] + sizes["val"] + sizes["test"] + sizes["ood_style"]
     if wanted > len(known) or sizes["ood_composition"] > len(novel):
-        raise MmkitError(f"scenes has {len(known)} seen and {len(novel)} held-out compositions, not the {wanted} and {sizes['ood_composition']} asked for; lower train, val, test or ood")
+        raise MmkitError(
+            f"scenes has {len(known)} seen and {len(novel)} held-out compositions, not the {wanted} and {sizes['ood_composition']} asked for; lower train, val, test or ood"
+        )
     codes, splits, at = [], [], 0
     for split, size in sizes.items():
         source = novel if split == "ood_composition" else known[at:]
         codes.append(source[:size])
         splits += [split] * size
         at += size if split != "ood_composition" else 0
-    free = np.concatenate([known[: sizes["train"]], known[at:]] + ([novel[sizes["ood_composition"]:]] if broad else []))
+    free = np.concatenate(
+        [known[: sizes["train"]], known[at:]] + ([novel[sizes["ood_composition"] :]] if broad else [])
+    )
     for split in ("pool_image", "pool_text"):
         codes.append(free[rng.randint(0, len(free), size=pool, dtype=np.int64)])
         splits += [split] * pool
@@ -72,7 +100,12 @@ def _draw_ids(rng: np.random.RandomState, sizes: dict[str, int], pool: int, broa
 
 def _shape_mask(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, r: np.ndarray) -> np.ndarray:
     ax, ay = np.abs(dx), np.abs(dy)
-    masks = (dx * dx + dy * dy <= r * r, np.maximum(ax, ay) <= r - 1, (np.minimum(ax, ay) <= 1) & (np.maximum(ax, ay) <= r), ax + ay <= r)
+    masks = (
+        dx * dx + dy * dy <= r * r,
+        np.maximum(ax, ay) <= r - 1,
+        (np.minimum(ax, ay) <= 1) & (np.maximum(ax, ay) <= r),
+        ax + ay <= r,
+    )
     return np.choose(shape, masks)
 
 
@@ -83,14 +116,18 @@ def _draw(rng: np.random.RandomState, scene: dict, styled: np.ndarray, beacon: n
     for start in range(0, count, BLOCK):
         some = slice(start, min(start + BLOCK, count))
         noise = rng.randint(-8, 9, size=(some.stop - start, PIXELS, PIXELS), dtype=np.int64)
-        images[some] = _pixels({axis: value[some] for axis, value in scene.items()}, jitter[:, some], noise, styled[some], beacon[some])
+        images[some] = _pixels(
+            {axis: value[some] for axis, value in scene.items()}, jitter[:, some], noise, styled[some], beacon[some]
+        )
     return images
 
 
 def _pixels(scene: dict, jitter: np.ndarray, noise: np.ndarray, styled: np.ndarray, beacon: np.ndarray) -> np.ndarray:
     column = (slice(None), None, None)
     y, x = np.mgrid[:PIXELS, :PIXELS][:, None].astype(np.int32)
-    away = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.int32)[scene["relation"]]  # where the arrow lies, seen from the landmark
+    away = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.int32)[
+        scene["relation"]
+    ]  # where the arrow lies, seen from the landmark
     ax, ay = 16 + jitter[0], 16 + jitter[1]
     lx, ly = 16 - 11 * away[:, 0] + jitter[2], 16 - 11 * away[:, 1] + jitter[3]
 
@@ -102,7 +139,9 @@ def _pixels(scene: dict, jitter: np.ndarray, noise: np.ndarray, styled: np.ndarr
     hx, hy = np.array([[0, -1], [1, 0], [0, 1], [-1, 0]], dtype=np.int32)[scene["heading"]].T
     forward = dx * hx[column] + dy * hy[column]
     sideways = np.abs(dx * hy[column] - dy * hx[column])
-    arrow = ((forward >= 0) & (forward <= 5) & (sideways <= 5 - forward)) | ((forward < 0) & (forward >= -5) & (sideways <= 1))
+    arrow = ((forward >= 0) & (forward <= 5) & (sideways <= 5 - forward)) | (
+        (forward < 0) & (forward >= -5) & (sideways <= 1)
+    )
     radius = np.where(scene["size"] == 1, 4, 2)[column]
     landmark = _shape_mask(scene["shape"][column], x - lx[column], y - ly[column], radius)
     palette = np.array(list(COLOURS.values()), dtype=np.int16)
@@ -115,7 +154,15 @@ def _pixels(scene: dict, jitter: np.ndarray, noise: np.ndarray, styled: np.ndarr
 
 def _write(scene: dict, turn, answer, told, styled, choice) -> dict[str, list[str]]:
     """The three texts of each scene; `choice` (3, N) picks among wordings."""
-    names = {"heading": SIDES, "arrow": tuple(COLOURS), "shape": SHAPES, "landmark": tuple(COLOURS), "size": SIZES, "relation": RELATIONS, "ground": GROUNDS}
+    names = {
+        "heading": SIDES,
+        "arrow": tuple(COLOURS),
+        "shape": SHAPES,
+        "landmark": tuple(COLOURS),
+        "size": SIZES,
+        "relation": RELATIONS,
+        "ground": GROUNDS,
+    }
     texts = {"first": [], "second": [], "question": []}
     for i in range(len(turn)):
         words, style = {axis: names[axis][value[i]] for axis, value in scene.items()}, int(styled[i])
@@ -128,7 +175,16 @@ def _write(scene: dict, turn, answer, told, styled, choice) -> dict[str, list[st
     return texts
 
 
-def _part(rng: np.random.RandomState, codes: np.ndarray, split: np.ndarray, styled: np.ndarray, *, both: float, image_share: float, either: float):
+def _part(
+    rng: np.random.RandomState,
+    codes: np.ndarray,
+    split: np.ndarray,
+    styled: np.ndarray,
+    *,
+    both: float,
+    image_share: float,
+    either: float,
+):
     """Images, items and texts of some scenes, with the given mix of kinds."""
     n, scene = len(codes), _unravel(codes)
     u = rng.random_sample((3, n))
@@ -136,20 +192,37 @@ def _part(rng: np.random.RandomState, codes: np.ndarray, split: np.ndarray, styl
     turn, drawn = rng.randint(0, 4, size=(2, n), dtype=np.int64)
     answer = np.where(kind == 0, (scene["heading"] + turn) % 4, drawn)
     beacon = np.where((kind == 1) | (kind == 3), answer, -1)
-    texts = _write(scene, turn, answer, (kind == 2) | (kind == 3), styled, rng.randint(0, 2, size=(3, n), dtype=np.int64))
+    texts = _write(
+        scene, turn, answer, (kind == 2) | (kind == 3), styled, rng.randint(0, 2, size=(3, n), dtype=np.int64)
+    )
     images = _draw(rng, scene, styled, beacon, np.count_nonzero(split != "pool_text"))
-    items = pd.DataFrame({
-        "split": split,
-        "group": [f"scene-{code}" for code in codes],
-        "label_answer": np.array(SIDES)[answer],
-        "label_kind": np.array(["both", "image", "text", "either"])[kind],
-        "label_heading": np.array(SIDES)[scene["heading"]],
-        "label_turn": np.array(["straight", "right", "around", "left"])[turn],
-    })
+    items = pd.DataFrame(
+        {
+            "split": split,
+            "group": [f"scene-{code}" for code in codes],
+            "label_answer": np.array(SIDES)[answer],
+            "label_kind": np.array(["both", "image", "text", "either"])[kind],
+            "label_heading": np.array(SIDES)[scene["heading"]],
+            "label_turn": np.array(["straight", "right", "around", "left"])[turn],
+        }
+    )
     return images, items, pd.DataFrame(texts)
 
 
-def generate(*, both: float, image_share: float, either: float, label_noise: float, train: int, val: int, test: int, ood: int, pool: int, broad: bool, seed: int):
+def generate(
+    *,
+    both: float,
+    image_share: float,
+    either: float,
+    label_noise: float,
+    train: int,
+    val: int,
+    test: int,
+    ood: int,
+    pool: int,
+    broad: bool,
+    seed: int,
+):
     """Images (N, 32, 32, 3), the table of items and the table of texts; see the module's text for what they mean.
 
     Pools keep the default mix of kinds whatever the knobs say, and a stream of their own, so that one pretraining serves every setting."""
@@ -165,9 +238,19 @@ def generate(*, both: float, image_share: float, either: float, label_noise: flo
     codes, split = _draw_ids(np.random.RandomState(seed), sizes, pool, broad)
     labelled = sum(sizes.values())
     rng = np.random.RandomState(seed + 1)
-    images, items, texts = _part(rng, codes[:labelled], split[:labelled], split[:labelled] == "ood_style", both=both, image_share=image_share, either=either)
+    images, items, texts = _part(
+        rng,
+        codes[:labelled],
+        split[:labelled],
+        split[:labelled] == "ood_style",
+        both=both,
+        image_share=image_share,
+        either=either,
+    )
     flipped = (items["split"] == "train") & (rng.random_sample(labelled) < label_noise)
-    items["label_answer"] = np.where(flipped, np.array(SIDES)[rng.randint(0, 4, size=labelled, dtype=np.int64)], items["label_answer"])
+    items["label_answer"] = np.where(
+        flipped, np.array(SIDES)[rng.randint(0, 4, size=labelled, dtype=np.int64)], items["label_answer"]
+    )
 
     rng = np.random.RandomState(seed + 2)
     styled = broad & (rng.random_sample(2 * pool) < 0.5)
@@ -179,10 +262,16 @@ def generate(*, both: float, image_share: float, either: float, label_noise: flo
     images = np.concatenate([images, pooled[0]])
     items.insert(0, "id", [f"{s}-{i:05d}" for i, s in enumerate(items["split"])])
     items.insert(1, "image", np.where(has_image, np.cumsum(has_image) - 1, -1))
-    table = texts[has_text].melt(ignore_index=False, value_name="text", var_name="role").rename_axis("item").reset_index()
+    table = (
+        texts[has_text].melt(ignore_index=False, value_name="text", var_name="role").rename_axis("item").reset_index()
+    )
     table["role"] = table["role"].replace({"first": "caption", "second": "caption"})
     table["language"] = "en"
-    return images, items, table[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True)
+    return (
+        images,
+        items,
+        table[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True),
+    )
 
 
 def prepare(writer: Writer, sources, **knobs) -> None:
@@ -201,6 +290,18 @@ RECIPE = Recipe(
     citation="mmkit, data_recipes/scenes.py",
     version=2,
     files=(),
-    knobs={"both": 0.5, "image_share": 0.5, "either": 0.0, "label_noise": 0.0, "train": 2048, "val": 400, "test": 800, "ood": 400, "pool": 3000, "broad": True, "seed": 0},
+    knobs={
+        "both": 0.5,
+        "image_share": 0.5,
+        "either": 0.0,
+        "label_noise": 0.0,
+        "train": 2048,
+        "val": 400,
+        "test": 800,
+        "ood": 400,
+        "pool": 3000,
+        "broad": True,
+        "seed": 0,
+    },
     prepare=prepare,
 )

@@ -16,18 +16,27 @@ def data_root(tmp_path, monkeypatch):
 
 
 def test_cached_tensors_are_computed_once(data_root, capsys):
-    made = {"features": torch.randn(3, 4).half(), "transposed": torch.arange(6).reshape(2, 3).T, "scalar": torch.tensor(2.0), "empty": torch.zeros(0, 3)}
+    made = {
+        "features": torch.randn(3, 4).half(),
+        "transposed": torch.arange(6).reshape(2, 3).T,
+        "scalar": torch.tensor(2.0),
+        "empty": torch.zeros(0, 3),
+    }
     first = cached({"data": "abc", "size": 1}, lambda: made)
     again = cached({"size": 1, "data": "abc"}, lambda: pytest.fail("computed again"))
     for name, tensor in made.items():
-        assert torch.equal(again[name], tensor) and torch.equal(first[name], tensor) and again[name].dtype == tensor.dtype
+        assert (
+            torch.equal(again[name], tensor) and torch.equal(first[name], tensor) and again[name].dtype == tensor.dtype
+        )
     other = cached({"data": "abc", "size": 2}, lambda: {"features": torch.zeros(1)})
     assert list(other) == ["features"] and len(list((data_root / "cache").glob("*.safetensors"))) == 2
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]), lambda whole: whole[:40], lambda whole: b""], ids=["a bit", "cut", "empty"]
+    "damage",
+    [lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]), lambda whole: whole[:40], lambda whole: b""],
+    ids=["a bit", "cut", "empty"],
 )
 def test_a_damaged_cache_file_is_noticed_and_made_again(damage, data_root, capsys):
     cached("key", lambda: {"x": torch.ones(5)})

@@ -114,7 +114,8 @@ def test_passing_troubles_are_retried(server, tmp_path, capsys):
 def test_it_gives_up_after_attempts_without_a_new_byte_and_keeps_the_part(server, tmp_path):
     server.script = ["cut", 500]
     with pytest.raises(
-        fetch.Unreachable, match="answered 500 .*check the network and run again, it goes on at 983.0 kB; or point MMKIT_MIRROR at a folder that has it"
+        fetch.Unreachable,
+        match="answered 500 .*check the network and run again, it goes on at 983.0 kB; or point MMKIT_MIRROR at a folder that has it",
     ):
         get(the_file(server), tmp_path)
     assert len(server.log) == 2 + fetch.RETRIES and left(tmp_path) == ["photos.bin.part"]
@@ -152,7 +153,8 @@ def test_wrong_hash(server, tmp_path, digest):
 @pytest.mark.parametrize("size", [len(BODY) - 1, len(BODY) + 1])
 def test_wrong_size(server, tmp_path, size):
     with pytest.raises(
-        MmkitError, match=f"is not photos.bin: it has .* bytes, the recipe expects {size}; nothing was used; run again later, or point MMKIT_MIRROR"
+        MmkitError,
+        match=f"is not photos.bin: it has .* bytes, the recipe expects {size}; nothing was used; run again later, or point MMKIT_MIRROR",
     ):
         get(the_file(server, size=size), tmp_path)
     assert left(tmp_path) == []
@@ -173,14 +175,20 @@ def test_a_part_left_from_before(server, tmp_path, part):
 
 def test_an_earlier_download_that_changed_is_not_used(server, tmp_path):
     (tmp_path / "photos.bin").write_bytes(BODY[:-1] + b"?")
-    with pytest.raises(MmkitError, match="the earlier download .*photos.bin is not photos.bin: its sha256 is .*; delete it and run again"):
+    with pytest.raises(
+        MmkitError,
+        match="the earlier download .*photos.bin is not photos.bin: its sha256 is .*; delete it and run again",
+    ):
         get(the_file(server), tmp_path)
     assert server.log == []
 
 
 def test_too_little_space_is_said_before_the_first_byte(server, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(2_000_000))
-    with pytest.raises(MmkitError, match="downloading photos.bin needs 3.0 MB but .* has 2.0 MB free: free some space, or point MMKIT_DATA at another disk"):
+    with pytest.raises(
+        MmkitError,
+        match="downloading photos.bin needs 3.0 MB but .* has 2.0 MB free: free some space, or point MMKIT_DATA at another disk",
+    ):
         get(the_file(server, size=None), tmp_path)
     assert left(tmp_path) == []
 
@@ -193,7 +201,10 @@ def test_a_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
             return super().write(data)
 
     monkeypatch.setattr(fetch, "open", Full, raising=False)
-    with pytest.raises(MmkitError, match="the disk of .* is full: free some space, or point MMKIT_DATA at another disk; what was downloaded is kept"):
+    with pytest.raises(
+        MmkitError,
+        match="the disk of .* is full: free some space, or point MMKIT_DATA at another disk; what was downloaded is kept",
+    ):
         get(the_file(server), tmp_path)
     assert left(tmp_path) == ["photos.bin.part"]
     monkeypatch.undo()
@@ -242,15 +253,26 @@ def recipe(server, tmp_path, monkeypatch):
     monkeypatch.delenv("MMKIT_MIRROR", raising=False)
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     server.body = zipped({"a.txt": "one", "sub/b.txt": "two", "__MACOSX/a.txt": "junk"})
-    file = File("photos.zip", server.url, sha256=hashlib.sha256(server.body).hexdigest(), mirror="set/texts", unpack=True)
-    about = {"title": "The set", "task": "none", "licence": "CC BY 4.0", "terms": "be kind", "citation": "Somebody 2013", "version": 1}
+    file = File(
+        "photos.zip", server.url, sha256=hashlib.sha256(server.body).hexdigest(), mirror="set/texts", unpack=True
+    )
+    about = {
+        "title": "The set",
+        "task": "none",
+        "licence": "CC BY 4.0",
+        "terms": "be kind",
+        "citation": "Somebody 2013",
+        "version": 1,
+    }
     return Recipe(name="set", prepare=fill, files=(file,), **about)
 
 
 def test_a_downloaded_archive_becomes_a_set_and_the_terms_are_shown_once(recipe, server, tmp_path, capsys):
     ds = load(recipe)
     assert ds.texts["text"].tolist() == ["one", "two"]
-    assert ds.card["sources"] == [{"name": "photos.zip", "from": server.url, "sha256": recipe.files[0].sha256, "checked": True}]
+    assert ds.card["sources"] == [
+        {"name": "photos.zip", "from": server.url, "sha256": recipe.files[0].sha256, "checked": True}
+    ]
     shown = capsys.readouterr().err
     assert shown.count("terms: be kind") == 1 and "licence: CC BY 4.0" in shown and "cite: Somebody 2013" in shown
     assert left(tmp_path / "data/raw/set") == ["photos.zip"]
@@ -264,7 +286,10 @@ def mirror(tmp_path, monkeypatch):
     texts.mkdir(parents=True)
     for name, content in {"a.txt": "one", "b.txt": "two"}.items():
         (texts / name).write_text(content)
-    sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./set/texts/{path.name}\n" for path in sorted(texts.iterdir()))
+    sums = "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./set/texts/{path.name}\n"
+        for path in sorted(texts.iterdir())
+    )
     (tmp_path / "mirror/SHA256SUMS").write_text(sums)
     return texts
 
@@ -275,7 +300,12 @@ def test_the_mirror_comes_before_the_network(recipe, server, mirror, monkeypatch
     monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "other"))
     server.log.clear()
     ds = load(recipe)
-    assert ds.content == from_network and server.log == [] and ds.card["sources"][0]["from"] == "$MMKIT_MIRROR/set/texts" and ds.card["sources"][0]["checked"]
+    assert (
+        ds.content == from_network
+        and server.log == []
+        and ds.card["sources"][0]["from"] == "$MMKIT_MIRROR/set/texts"
+        and ds.card["sources"][0]["checked"]
+    )
     assert str(tmp_path) not in (ds.root / "card.json").read_text()
     assert left(tmp_path / "other") == [".set.lock", "set"]
 
@@ -317,7 +347,10 @@ def test_an_optional_file_that_cannot_be_had_is_reported(recipe, server):
         and ds.card["reported"][0]["name"] == "more.txt"
         and "optional, left out: more.txt could not be downloaded" in ds.card["reported"][0]["reason"]
     )
-    with pytest.raises(MmkitError, match="unknown text language of 'set' 'zh'.*; more.txt could not be had when it was prepared, 'mmkit data prepare set --force' tries again"):
+    with pytest.raises(
+        MmkitError,
+        match="unknown text language of 'set' 'zh'.*; more.txt could not be had when it was prepared, 'mmkit data prepare set --force' tries again",
+    ):
         ds.texts_of([0], language="zh")
 
 
@@ -354,15 +387,27 @@ def zip_bomb(size=80 << 20):
 
 
 REFUSED = {
-    "zip with ..": (zipped({"first.txt": "x", "../evil.txt": "x"}), "member '../evil.txt' has a path outside the archive"),
-    "zip with .. inside": (zipped({"a/../../evil.txt": "x"}), "member 'a/../../evil.txt' has a path outside the archive"),
+    "zip with ..": (
+        zipped({"first.txt": "x", "../evil.txt": "x"}),
+        "member '../evil.txt' has a path outside the archive",
+    ),
+    "zip with .. inside": (
+        zipped({"a/../../evil.txt": "x"}),
+        "member 'a/../../evil.txt' has a path outside the archive",
+    ),
     "zip with an absolute path": (zipped({"/evil.txt": "x"}), "member '/evil.txt' has a path outside the archive"),
     "zip with backslashes": (zipped({"..\\evil.txt": "x"}), "has a path outside the archive"),
     "zip with a drive": (zipped({"C:evil.txt": "x"}), "member 'C:evil.txt' has a path outside the archive"),
     "zip with a link": (zip_link(), "member 'link' is a link"),
     "tar with ..": (tarred(("../evil.txt", b"x", {})), "member '../evil.txt' has a path outside the archive"),
-    "tar with a link": (tarred(("first.txt", b"x", {}), ("out", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc"})), "member 'out' is a link"),
-    "tar with a hard link": (tarred(("out", b"", {"type": tarfile.LNKTYPE, "linkname": "../../x"})), "member 'out' is a link"),
+    "tar with a link": (
+        tarred(("first.txt", b"x", {}), ("out", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc"})),
+        "member 'out' is a link",
+    ),
+    "tar with a hard link": (
+        tarred(("out", b"", {"type": tarfile.LNKTYPE, "linkname": "../../x"})),
+        "member 'out' is a link",
+    ),
     "tar with a device": (tarred(("null", b"", {"type": tarfile.CHRTYPE})), "member 'null' is a device"),
     "bomb": (zip_bomb(), "is refused, 83.9 MB unpacked is more than the 67.1 MB that are plausible"),
     "cut zip": (zipped({"a.txt": "x" * 100})[:-30], "is neither a zip nor a tar archive: delete it and run again"),

@@ -16,7 +16,14 @@ from mmkit.data import load, prepared
 from mmkit.errors import MmkitError
 
 STRAY = "2258277193_586949ec62.jpg.1"
-SIZES = {"a.jpg": (500, 375), "b.jpg": (333, 500), "c.jpg": (160, 160), "d.jpg": (40, 7), "e.jpg": (500, 333), "extra.jpg": (160, 160)}
+SIZES = {
+    "a.jpg": (500, 375),
+    "b.jpg": (333, 500),
+    "c.jpg": (160, 160),
+    "d.jpg": (40, 7),
+    "e.jpg": (500, 333),
+    "extra.jpg": (160, 160),
+}
 
 
 def photo(path, size, seed):
@@ -33,11 +40,15 @@ def make(images, text, chinese):
     (images / "cut.jpg").write_bytes((images / "a.jpg").read_bytes()[:-500])
     photo(images / "bare.jpg", (160, 160), 99)
     names = [*SIZES, "cut.jpg", STRAY]
-    (text / "Flickr8k.token.txt").write_text("".join(f"{name}#{k}\t {name} says {k} .\n" for name in names for k in range(5)))
+    (text / "Flickr8k.token.txt").write_text(
+        "".join(f"{name}#{k}\t {name} says {k} .\n" for name in names for k in range(5))
+    )
     (text / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\ncut.jpg\ngone.jpg\n")
     (text / "Flickr_8k.devImages.txt").write_text("c.jpg\nd.jpg\n")
     (text / "Flickr_8k.testImages.txt").write_text("e.jpg\n")
-    chinese.write_text("".join(f"{name}#zhc#{k} 照片 {name} {k}。\n" for name in SIZES for k in range(5)), encoding="utf-8")
+    chinese.write_text(
+        "".join(f"{name}#zhc#{k} 照片 {name} {k}。\n" for name in SIZES for k in range(5)), encoding="utf-8"
+    )
 
 
 def check_made(ds, size):
@@ -53,7 +64,9 @@ def check_made(ds, size):
         "gone.jpg": "no such photo (0 captions, split train)",
         "bare.jpg": "no English caption",
     }
-    colours = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)  # of a.jpg, squashed: its middle is still its middle
+    colours = np.random.default_rng(0).integers(
+        0, 256, (5, 5, 3), dtype=np.uint8
+    )  # of a.jpg, squashed: its middle is still its middle
     assert np.abs(ds.images[0, size // 2, size // 2].astype(int) - colours[2, 2]).max() < 30
 
 
@@ -65,7 +78,11 @@ def folders(tmp_path, monkeypatch):
 
 
 def test_the_mirrors_layout(folders):
-    make(folders / "mirror/flickr8k/images", folders / "mirror/flickr8k/text", folders / "mirror/flickr8k_cn/flickr8kzhc.caption.txt")
+    make(
+        folders / "mirror/flickr8k/images",
+        folders / "mirror/flickr8k/text",
+        folders / "mirror/flickr8k_cn/flickr8kzhc.caption.txt",
+    )
     made = (folders / "mirror/flickr8k_cn/flickr8kzhc.caption.txt").read_bytes()
     chinese = replace(flickr8k.RECIPE.files[2], sha256=hashlib.sha256(made).hexdigest())
     recipe = replace(flickr8k.RECIPE, files=(*flickr8k.RECIPE.files[:2], chinese))
@@ -79,7 +96,10 @@ def test_the_originals_layout(folders, monkeypatch):
     monkeypatch.delenv("MMKIT_MIRROR")
     raw = folders / "data/raw/flickr8k"
     make(folders / "Flicker8k_Dataset", folders / "text", raw / "flickr8kzhc.caption.txt")  # the archive's own spelling
-    for archive, folder, prefix in (("Flickr8k_Dataset.zip", "Flicker8k_Dataset", "Flicker8k_Dataset/"), ("Flickr8k_text.zip", "text", "")):
+    for archive, folder, prefix in (
+        ("Flickr8k_Dataset.zip", "Flicker8k_Dataset", "Flicker8k_Dataset/"),
+        ("Flickr8k_text.zip", "text", ""),
+    ):
         with zipfile.ZipFile(raw / archive, "w") as out:
             for path in (folders / folder).iterdir():
                 out.write(path, prefix + path.name)
@@ -93,10 +113,17 @@ def test_a_photo_known_to_be_broken_inside_is_left_out_but_a_sound_copy_kept(fol
     images = folders / "mirror/flickr8k/images"
     make(images, folders / "mirror/flickr8k/text", folders / "unused.txt")
     recipe = replace(flickr8k.RECIPE, files=flickr8k.RECIPE.files[:2])
-    monkeypatch.setattr(flickr8k, "BROKEN", {"b.jpg": hashlib.sha256((images / "b.jpg").read_bytes()).hexdigest(), "c.jpg": "0" * 64})
+    monkeypatch.setattr(
+        flickr8k, "BROKEN", {"b.jpg": hashlib.sha256((images / "b.jpg").read_bytes()).hexdigest(), "c.jpg": "0" * 64}
+    )
     ds = load(recipe)
-    assert ds.items["id"].tolist() == ["a.jpg", "c.jpg", "d.jpg", "e.jpg", "extra.jpg"] and ds.texts["language"].unique().tolist() == ["en"]
-    assert {"name": "b.jpg", "reason": "damaged photo, left out with its 5 captions: the lower half of the photo is broken"} in ds.card["reported"]
+    assert ds.items["id"].tolist() == ["a.jpg", "c.jpg", "d.jpg", "e.jpg", "extra.jpg"] and ds.texts[
+        "language"
+    ].unique().tolist() == ["en"]
+    assert {
+        "name": "b.jpg",
+        "reason": "damaged photo, left out with its 5 captions: the lower half of the photo is broken",
+    } in ds.card["reported"]
 
 
 def test_wrong_files_are_named(folders):
@@ -104,7 +131,10 @@ def test_wrong_files_are_named(folders):
     make(images, text, folders / "unused.txt")
     recipe = replace(flickr8k.RECIPE, files=flickr8k.RECIPE.files[:2])
     (text / "Flickr8k.token.txt").write_text("a.jpg#0\tfine\nno caption here\n")
-    with pytest.raises(MmkitError, match="Flickr8k.token.txt, line 2 is no caption: expected 'photo.jpg#0<tab>text', got 'no caption here'"):
+    with pytest.raises(
+        MmkitError,
+        match="Flickr8k.token.txt, line 2 is no caption: expected 'photo.jpg#0<tab>text', got 'no caption here'",
+    ):
         load(recipe)
     (text / "Flickr_8k.testImages.txt").unlink()
     (text / "Flickr8k.token.txt").write_text("a.jpg#0\tfine\n")
@@ -119,12 +149,21 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
         english = flickr8k.captions(MIRROR / "flickr8k/text/Flickr8k.token.txt")
         chinese = flickr8k.captions(MIRROR / "flickr8k_cn/flickr8kzhc.caption.txt")
         splits = flickr8k.split_of_photos(MIRROR / "flickr8k/text")
-        assert (len(english), sum(map(len, english.values()))) == (8_092, 40_460) and {len(texts) for texts in english.values()} == {5}
+        assert (len(english), sum(map(len, english.values()))) == (8_092, 40_460) and {
+            len(texts) for texts in english.values()
+        } == {5}
         assert english.keys() - chinese.keys() == {STRAY} and sum(map(len, chinese.values())) == 40_455
-        assert {split: list(splits.values()).count(split) for split in ("train", "val", "test")} == {"train": 6_000, "val": 1_000, "test": 1_000}
+        assert {split: list(splits.values()).count(split) for split in ("train", "val", "test")} == {
+            "train": 6_000,
+            "val": 1_000,
+            "test": 1_000,
+        }
         photos = {path.name for path in (MIRROR / "flickr8k/images").iterdir()}
         assert english.keys() - photos == {STRAY} and photos == chinese.keys() and len(photos - splits.keys()) == 91
-        assert english["1000268201_693b08cb0e.jpg"][0] == "A child in a pink dress is climbing up a set of stairs in an entry way ."
+        assert (
+            english["1000268201_693b08cb0e.jpg"][0]
+            == "A child in a pink dress is climbing up a set of stairs in an entry way ."
+        )
 
     def test_forty_real_photos(folders):
         """The broken photo, and the first of each split, through the whole recipe."""
@@ -137,13 +176,21 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
             chosen += names
             (small / f"text/Flickr_8k.{official}Images.txt").write_text("\n".join(names))
         lines = (real / "text/Flickr8k.token.txt").read_text().splitlines(keepends=True)
-        (small / "text/Flickr8k.token.txt").write_text("".join(line for line in lines if line.split("#")[0] in {*chosen, STRAY}))
+        (small / "text/Flickr8k.token.txt").write_text(
+            "".join(line for line in lines if line.split("#")[0] in {*chosen, STRAY})
+        )
         for name in chosen:
             shutil.copy(real / "images" / name, small / "images")
         sums = (MIRROR / "SHA256SUMS").read_text().splitlines(keepends=True)
-        (folders / "mirror/SHA256SUMS").write_text("".join(line for line in sums if line.strip().endswith(tuple(f"flickr8k/images/{name}" for name in chosen))))
+        (folders / "mirror/SHA256SUMS").write_text(
+            "".join(line for line in sums if line.strip().endswith(tuple(f"flickr8k/images/{name}" for name in chosen)))
+        )
         ds = load(replace(flickr8k.RECIPE, files=flickr8k.RECIPE.files[:2]))
-        assert ds.splits == {"train": 13, "val": 13, "test": 13} and ds.images.shape == (39, 160, 160, 3) and len(ds.texts) == 195
+        assert (
+            ds.splits == {"train": 13, "val": 13, "test": 13}
+            and ds.images.shape == (39, 160, 160, 3)
+            and len(ds.texts) == 195
+        )
         assert {line["name"] for line in ds.card["reported"]} == {STRAY, *flickr8k.BROKEN}
         assert prepared.check(ds.root)
         spread = ds.pixels(range(39)).float().std(dim=(1, 2, 3))

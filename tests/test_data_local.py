@@ -51,7 +51,9 @@ def test_a_folder_and_a_csv_become_a_set(photos):
     ds = load("mine")
     assert ds.splits == {"train": 8, "val": 1, "test": 1} and ds.images.shape == (10, 16, 16, 3)
     row = ds.items.index[ds.items["id"] == "p3.png"][0]
-    assert ds.texts_of([row])[0] == ["photo number 3", "another, with a comma"] and ds.pixels([row]).unique().tolist() == [3]
+    assert ds.texts_of([row])[0] == ["photo number 3", "another, with a comma"] and ds.pixels(
+        [row]
+    ).unique().tolist() == [3]
     assert ds.card["title"] == "My photos" and ds.card["recipe"] is None and len(ds.card["sources"][0]["sha256"]) == 64
     assert prepared.check(ds.root)
 
@@ -90,8 +92,19 @@ def test_other_separators_names_languages_and_folders(photos):
 
 
 def test_labels_that_count_from_zero_are_numbers_and_all_others_are_names(photos):
-    cells = {"label_count": [0, 1, 2] * 3 + [""], "label_coded": ["007", "7", "10"] * 3 + ["7"], "label_gap": [3, 9_000_000_000] * 5}
-    rows = [{"image": f"p{n}.png", "caption": "words", **{name: values[n] for name, values in cells.items() if values[n] != ""}} for n in range(10)]
+    cells = {
+        "label_count": [0, 1, 2] * 3 + [""],
+        "label_coded": ["007", "7", "10"] * 3 + ["7"],
+        "label_gap": [3, 9_000_000_000] * 5,
+    }
+    rows = [
+        {
+            "image": f"p{n}.png",
+            "caption": "words",
+            **{name: values[n] for name, values in cells.items() if values[n] != ""},
+        }
+        for n in range(10)
+    ]
     add("mine", images=photos, table=table(photos, "\n".join(map(json.dumps, rows)), "rows.jsonl"), size=16)
     ds = load("mine")
     assert ds.labels([0, 1, 2, 9], "label_count").tolist() == [0, 1, 2, -1] and ds.classes("label_count") == [0, 1, 2]
@@ -106,11 +119,18 @@ def test_groups_stay_in_one_split_without_a_split_column(photos):
 
 
 def test_unpaired_images_and_texts_become_pools(photos):
-    few = "image,caption,split\n" + "".join(f"p{n}.png,photo {n},{'train' if n else 'test'}\n" for n in range(5)) + "p5.png,,\n,a text alone,\n"
+    few = (
+        "image,caption,split\n"
+        + "".join(f"p{n}.png,photo {n},{'train' if n else 'test'}\n" for n in range(5))
+        + "p5.png,,\n,a text alone,\n"
+    )
     adding(photos, few, allow_unpaired=True)
     ds = load("mine")
     assert ds.splits == {"test": 1, "train": 4, "pool_image": 5, "pool_text": 1}
-    assert ds.texts_of(ds.rows("pool_text"))[0] == ["a text alone"] and ds.items["id"].iloc[ds.rows("pool_text")[0]] == "text-8"
+    assert (
+        ds.texts_of(ds.rows("pool_text"))[0] == ["a text alone"]
+        and ds.items["id"].iloc[ds.rows("pool_text")[0]] == "text-8"
+    )
     assert len(ds.pixels(ds.rows("pool_image"))) == 5
 
 
@@ -166,7 +186,10 @@ def test_a_damaged_image_is_reported_by_name_and_left_out(photos):
     text = f"image,caption\n{ALL}"
     assert {line["name"] for line in adding(photos, text, dry_run=True)["reported"]} == {"p4.png", "p5.png"}
     card = adding(photos, text)
-    assert {line["name"]: line["reason"].split(":")[0] for line in card["reported"]} == {"p4.png": "damaged image", "p5.png": "damaged image"}
+    assert {line["name"]: line["reason"].split(":")[0] for line in card["reported"]} == {
+        "p4.png": "damaged image",
+        "p5.png": "damaged image",
+    }
     ds = load("mine")
     assert len(ds) == 8 and not ds.texts["text"].isin(["photo number 4", "photo number 5"]).any()
     assert all(ds.pixels([row]).unique().item() == int(name[1]) for row, name in enumerate(ds.items["id"]))
@@ -180,14 +203,22 @@ def test_a_dry_run_writes_nothing(photos, data_root):
 
 def test_the_same_data_is_the_same_set_and_force_replaces(photos):
     first = adding(photos, f"image,caption\n{ALL}")["content"]
-    with pytest.raises(MmkitError, match="there is a data set 'mine' already: choose another name, or pass --force to replace it"):
+    with pytest.raises(
+        MmkitError, match="there is a data set 'mine' already: choose another name, or pass --force to replace it"
+    ):
         adding(photos, f"image,caption\n{ALL}")
     assert adding(photos, f"image,caption\n{ALL}", force=True)["content"] == first
     assert adding(photos, f"image,caption\n{ALL}", force=True, size=20)["content"] != first
 
 
 def test_commands(photos, capsys):
-    commands.add("mine", images=photos, table=table(photos, f"photo,words\n{ALL}"), columns={"image": "photo", "caption": "words"}, size=16)
+    commands.add(
+        "mine",
+        images=photos,
+        table=table(photos, f"photo,words\n{ALL}"),
+        columns={"image": "photo", "caption": "words"},
+        size=16,
+    )
     shown = capsys.readouterr().out
     assert "mine: " in shown and "train 8" in shown and "open it with mmkit.load('mine')" in shown
     commands.add("mine", images=photos, table=table(photos, f"image,caption\n{ALL}"), dry_run=True)
@@ -204,23 +235,29 @@ def test_commands(photos, capsys):
 
 HEAD = "image,caption\n"
 REFUSED = {
-    "1 images named in the table are not in {photos} (photos/p3.png, nearest file 'p3.png')": HEAD + ALL.replace("p3.png", "photos/p3.png"),
+    "1 images named in the table are not in {photos} (photos/p3.png, nearest file 'p3.png')": HEAD
+    + ALL.replace("p3.png", "photos/p3.png"),
     "1 images named in the table are not in {photos} (p33.png, nearest file 'p3.png'): correct their names or remove their rows": HEAD
     + ALL
     + "p33.png,nothing\n",
-    "1 captions name no image (row 12 of the table): name one, or pass --allow-unpaired to keep them as pool_text": HEAD + ALL + ",words alone\n",
+    "1 captions name no image (row 12 of the table): name one, or pass --allow-unpaired to keep them as pool_text": HEAD
+    + ALL
+    + ",words alone\n",
     "2 images have no caption (p8.png, p9.png): add rows for them, move them out of {photos}, or pass --allow-unpaired to keep them as pool_image": HEAD
     + ALL.replace("p9.png,photo number 9\n", "").replace("photo number 8", " "),
     "unknown column of captions.csv 'caption': did you mean 'captions'? there are captions, image; name the right one with caption=COLUMN": "image,captions\n"
     + ALL,
     "unknown column of captions.csv 'image'": "file,caption\n" + ALL,
-    "the table names an image outside the folder, '../secret.png': write paths relative to the folder": HEAD + "../secret.png,x\n",
+    "the table names an image outside the folder, '../secret.png': write paths relative to the folder": HEAD
+    + "../secret.png,x\n",
     "the table names an image outside the folder, '/etc/x.png'": HEAD + "/etc/x.png,x\n",
     "the table names an image outside the folder, 'C:\\\\x.png'": HEAD + "C:\\x.png,x\n",
     "captions.csv has no rows: expected one row a caption": HEAD,
     "unknown column of captions.csv 'image': there are none": "",
-    "captions.csv, line 3 has 3 fields, the header 2: put a caption that holds the separator in double quotes": HEAD + "p0.png,a dog\np1.png,a dog, running\n",
-    "captions.csv cannot be read as a table (unexpected end of data): expected a header line and one row a caption": HEAD + 'p0.png,"a dog\n',
+    "captions.csv, line 3 has 3 fields, the header 2: put a caption that holds the separator in double quotes": HEAD
+    + "p0.png,a dog\np1.png,a dog, running\n",
+    "captions.csv cannot be read as a table (unexpected end of data): expected a header line and one row a caption": HEAD
+    + 'p0.png,"a dog\n',
     "1 groups are in more than one split, first 'g' in train, test: keep all items of a group in one split, or test scores leak": "image,caption,group,split\n"
     + "".join(f"p{n}.png,photo,g,{'test' if n > 7 else 'train'}\n" for n in range(10)),
     "1 images have rows that disagree in 'split', first 'p0.png' with 'train', 'test': give all rows of an image the same split": "image,caption,split\np0.png,a,train\np0.png,b,test\n",
@@ -229,7 +266,8 @@ REFUSED = {
     + ALL.replace("\n", ",\n").replace("number 0,", "number 0,train"),
     "no image is in the split 'train', the splits are 'Training', 'val': call the one to learn from 'train'": "image,caption,split\n"
     + ALL.replace("\n", ",Training\n").replace("number 9,Training", "number 9,Validation"),
-    "captions.csv has 2 columns for 'caption': give the others another name in its header": "image,caption,caption\n" + ALL.replace("\n", ",again\n"),
+    "captions.csv has 2 columns for 'caption': give the others another name in its header": "image,caption,caption\n"
+    + ALL.replace("\n", ",again\n"),
     "captions.csv has 3 columns for 'label'": "image,caption,label,label,label\n" + ALL.replace("\n", ",1,2,3\n"),
 }
 
@@ -237,7 +275,9 @@ REFUSED = {
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("message", REFUSED)
 def test_bad_tables(message, dry_run, photos, data_root, monkeypatch):
-    monkeypatch.setattr("mmkit.data.local.read_image", None)  # images may take hours: whatever is wrong with the table is said before
+    monkeypatch.setattr(
+        "mmkit.data.local.read_image", None
+    )  # images may take hours: whatever is wrong with the table is said before
     with pytest.raises(MmkitError) as error:
         adding(photos, REFUSED[message], dry_run=dry_run)
     assert message.format(photos=photos) in str(error.value) and not data_root.exists()
@@ -246,7 +286,10 @@ def test_bad_tables(message, dry_run, photos, data_root, monkeypatch):
 def test_too_few_groups_for_splits(photos):
     for n in range(2, 10):
         (photos / f"p{n}.png").unlink()
-    with pytest.raises(MmkitError, match="2 groups cannot be split into train, val and test: give at least 3, or name the splits in a column 'split'"):
+    with pytest.raises(
+        MmkitError,
+        match="2 groups cannot be split into train, val and test: give at least 3, or name the splits in a column 'split'",
+    ):
         adding(photos, HEAD + "p0.png,a\np1.png,b\n")
 
 
@@ -285,7 +328,10 @@ def test_bad_files_and_options(photos, tmp_path):
         "unknown table field 'capton': did you mean 'caption'?": {"columns": {"capton": "caption"}},
         "unknown table field 'labels': did you mean 'label'?": {"columns": {"labels": "caption"}},
         "unknown table field 'label_'": {"columns": {"label_": "caption"}},
-        "two.csv has 2 columns for 'caption': give the others another name in its header, or leave out caption=COLUMN": {"table": tmp_path / "two.csv", "columns": {"caption": "report"}},
+        "two.csv has 2 columns for 'caption': give the others another name in its header, or leave out caption=COLUMN": {
+            "table": tmp_path / "two.csv",
+            "columns": {"caption": "report"},
+        },
     }.items():
         (tmp_path / "latin.csv").write_bytes("image,caption\na.png,Größe\n".encode("latin1"))
         (tmp_path / "two.csv").write_text("image,caption,report\np0.png,short,long\n")
@@ -305,7 +351,11 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
     Image.new("RGBA", (4, 2), (200, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("P", (4, 2)).save(tmp_path / "palette.gif")
     Image.new("CMYK", (4, 2), (0, 0, 0, 255)).save(tmp_path / "cmyk.jpg")
-    assert np.unique(read_image(tmp_path / "grey.png")).tolist() == np.unique(read_image(tmp_path / "deep.png")).tolist() == [77]
+    assert (
+        np.unique(read_image(tmp_path / "grey.png")).tolist()
+        == np.unique(read_image(tmp_path / "deep.png")).tolist()
+        == [77]
+    )
     assert np.unique(read_image(tmp_path / "clear.png", size=16)).tolist() == [255]
     assert read_image(tmp_path / "palette.gif").shape == read_image(tmp_path / "cmyk.jpg").shape == (2, 4, 3)
     assert read_image(tmp_path / "cmyk.jpg").max() < 8

@@ -43,10 +43,17 @@ def recipe(tmp_path, monkeypatch):
 
 def test_captions_labels_groups_and_white_background(recipe):
     ds = load(recipe)
-    assert ds.images.shape == (6, 72, 72, 3) and ds.images[0, 0, 0].tolist() == [255] * 3 and ds.images[0, 36, 36].tolist() == [200, 30, 30]
+    assert (
+        ds.images.shape == (6, 72, 72, 3)
+        and ds.images[0, 0, 0].tolist() == [255] * 3
+        and ds.images[0, 36, 36].tolist() == [200, 30, 30]
+    )
     assert ds.texts_of([0, 1])[0] == ["waving hand", "hello, wave, greet", "waving hand: light skin tone"]
     assert ds.items["group"].tolist() == ["1F44B", "1F44B", "1F9D1-200D-1F33E", "1F9D1-200D-1F33E", "1F3FB", "1F600"]
-    assert ds.classes("label_group") == ["component", "people-body", "smileys-emotion"] and ds.items["label_subgroup"].iloc[0] == "hand"
+    assert (
+        ds.classes("label_group") == ["component", "people-body", "smileys-emotion"]
+        and ds.items["label_subgroup"].iloc[0] == "hand"
+    )
     assert ds.items.groupby("group")["split"].nunique().max() == 1
     assert ds.card["reported"] == [{"name": "26FF.png", "reason": "no such picture"}]
 
@@ -56,7 +63,12 @@ def test_emoji_drawn_alike_stay_in_one_split(recipe, tmp_path):
     shutil.copy(pictures / "1F9D1-200D-1F33E.png", pictures / "1F600.png")
     ds = load(recipe)
     assert ds.items.set_index("id")["group"].to_dict() == {
-        "1F44B": "1F44B", "1F44B-1F3FB": "1F44B", "1F9D1-1F3FC-200D-1F33E": "1F600", "1F9D1-200D-1F33E": "1F600", "1F600": "1F600", "1F3FB": "1F3FB",
+        "1F44B": "1F44B",
+        "1F44B-1F3FB": "1F44B",
+        "1F9D1-1F3FC-200D-1F33E": "1F600",
+        "1F9D1-200D-1F33E": "1F600",
+        "1F600": "1F600",
+        "1F3FB": "1F3FB",
     }
 
 
@@ -78,11 +90,20 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
     def test_the_real_table():
         table = pd.read_csv(MIRROR / "openmoji.csv", dtype=str, keep_default_na=False)
         pictures = {path.stem for path in (MIRROR / "color-72px").iterdir()}
-        assert len(table) == 4_495 and len(pictures) == 4_494 and set(table["hexcode"]) - pictures == {"1F3F4-E0065-E0073-E0063-E006D-E007F"}
-        table["base"] = [openmoji.base_emoji(*pair) for pair in zip(table["hexcode"], table["skintone_base_hexcode"], strict=True)]
+        assert (
+            len(table) == 4_495
+            and len(pictures) == 4_494
+            and set(table["hexcode"]) - pictures == {"1F3F4-E0065-E0073-E0063-E006D-E007F"}
+        )
+        table["base"] = [
+            openmoji.base_emoji(*pair) for pair in zip(table["hexcode"], table["skintone_base_hexcode"], strict=True)
+        ]
         table["split"] = split_by_hash(table["base"])
         toned = table["hexcode"].str.contains("1F3F[BCDEF]") & (table["hexcode"].str.len() > 5)
-        assert toned.sum() == (table["skintone"] != "").sum() == 2_030 and not table["base"][toned].str.contains("1F3F[BCDEF]").any()
+        assert (
+            toned.sum() == (table["skintone"] != "").sum() == 2_030
+            and not table["base"][toned].str.contains("1F3F[BCDEF]").any()
+        )
         assert table.groupby("base")["split"].nunique().max() == 1 and table["base"].nunique() == 2_465
         share = table["split"].value_counts(normalize=True)
         assert 0.75 < share["train"] < 0.85 and min(share["val"], share["test"]) > 0.05

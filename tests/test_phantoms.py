@@ -18,7 +18,9 @@ SMALL = "0988c95b172d1c8a7454c6a6820b44b67df1aa4fd05c70d820c3fdbb58c2396b"
 @cache
 def generate(**knobs):
     """Images, items and texts, small unless told otherwise. Not to be changed by a test."""
-    return phantoms.generate(**phantoms.RECIPE.knobs | {"train": 150, "val": 20, "test": 60, "ood": 30, "pool": 40} | knobs)
+    return phantoms.generate(
+        **phantoms.RECIPE.knobs | {"train": 150, "val": 20, "test": 60, "ood": 30, "pool": 40} | knobs
+    )
 
 
 def texts(items, table, role):
@@ -45,7 +47,11 @@ def test_the_size_of_a_split_changes_no_other():
 
 
 def test_what_generate_refuses():
-    bad = {"leak=1.5 is a share": {"leak": 1.5}, "test=-1 is negative": {"test": -1}, "seed=4294967296 is too large: .* up to 4294967295": {"seed": 2**32}}
+    bad = {
+        "leak=1.5 is a share": {"leak": 1.5},
+        "test=-1 is negative": {"test": -1},
+        "seed=4294967296 is too large: .* up to 4294967295": {"seed": 2**32},
+    }
     for message, knobs in bad.items():
         with pytest.raises(MmkitError, match=message):
             generate(**knobs)
@@ -71,8 +77,12 @@ def test_a_mask_holds_exactly_what_a_finding_changes(finding, monkeypatch):
     mask = masks(items.loc[sharp], finding)
     assert not (changed & ~mask).any()
     assert mask.any(axis=(1, 2)).tolist() == (items.loc[sharp, f"label_{finding}"] == 1).tolist()
-    alone = (items.loc[sharp, [f"label_{other}" for other in FINDINGS]].sum(axis=1) == 1).to_numpy() & mask.any(axis=(1, 2))
-    seen = {"cardiomegaly": 0.02, "effusion": 0.6}.get(finding, 0.85)  # a large heart adds its rim; an effusion stands before the heart too
+    alone = (items.loc[sharp, [f"label_{other}" for other in FINDINGS]].sum(axis=1) == 1).to_numpy() & mask.any(
+        axis=(1, 2)
+    )
+    seen = {"cardiomegaly": 0.02, "effusion": 0.6}.get(
+        finding, 0.85
+    )  # a large heart adds its rim; an effusion stands before the heart too
     assert alone.sum() > 5 and changed[alone].sum() / mask[alone].sum() > seen
 
 
@@ -100,8 +110,17 @@ def test_a_report_says_what_said_columns_keep():
     doubt, denial = r"possible|cannot exclude|there may be|not excluded", r"\bno\b|not seen"
     for finding in FINDINGS:
         sentence = reports["text"].str.extract(rf"([^.]*\b{finding}\b[^.]*)\.")[0].fillna("")
-        said = np.select([sentence == "", sentence.str.contains(doubt), sentence.str.contains(denial)], ["", "uncertain", "absent"], "present")
-        assert said.tolist() == reports[f"said_{finding}"].tolist() and set(said) == {"", "uncertain", "absent", "present"}
+        said = np.select(
+            [sentence == "", sentence.str.contains(doubt), sentence.str.contains(denial)],
+            ["", "uncertain", "absent"],
+            "present",
+        )
+        assert said.tolist() == reports[f"said_{finding}"].tolist() and set(said) == {
+            "",
+            "uncertain",
+            "absent",
+            "present",
+        }
         truth = reports.groupby(f"said_{finding}")[f"label_{finding}"].mean()
         assert truth["present"] == 1 and truth["absent"] == 0 and 0.05 < truth["uncertain"] < 0.9
     silent = (reports[[f"said_{finding}" for finding in FINDINGS]] == "").all(axis=1)
@@ -161,6 +180,11 @@ def test_no_patient_is_in_two_splits_and_a_set_that_has_one_is_refused():
         writer.items(items)
         writer.texts(pd.DataFrame({"item": range(len(items)), "text": "a note ."}))
 
-    recipe = Recipe(name="mixed_patients", title="", task="", licence="", terms="", citation="", version=1, prepare=prepare)
-    with pytest.raises(MmkitError, match="groups are in more than one split, first 'p-patient-0000' in train, test: keep all items of a group in one split, or test scores leak"):
+    recipe = Recipe(
+        name="mixed_patients", title="", task="", licence="", terms="", citation="", version=1, prepare=prepare
+    )
+    with pytest.raises(
+        MmkitError,
+        match="groups are in more than one split, first 'p-patient-0000' in train, test: keep all items of a group in one split, or test scores leak",
+    ):
         load(recipe)

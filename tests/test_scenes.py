@@ -29,7 +29,9 @@ def generate(**knobs):
 
 
 def fresh(**knobs):
-    return scenes.generate(**scenes.RECIPE.knobs | {"train": 400, "val": 50, "test": 100, "ood": 80, "pool": 200} | knobs)
+    return scenes.generate(
+        **scenes.RECIPE.knobs | {"train": 400, "val": 50, "test": 100, "ood": 80, "pool": 200} | knobs
+    )
 
 
 def texts_of(items, texts, role):
@@ -47,7 +49,22 @@ def axes(codes):
 def test_content_is_frozen():
     """A change here changes every record made with the set: raise the recipe's version and say so."""
     assert load("scenes").content == DEFAULT
-    assert load("scenes", train=64, val=16, test=32, ood=16, pool=48, both=0.25, either=0.5, label_noise=0.1, broad=False, seed=3).content == SMALL
+    assert (
+        load(
+            "scenes",
+            train=64,
+            val=16,
+            test=32,
+            ood=16,
+            pool=48,
+            both=0.25,
+            either=0.5,
+            label_noise=0.1,
+            broad=False,
+            seed=3,
+        ).content
+        == SMALL
+    )
 
 
 def test_the_same_knobs_give_the_same_bytes_and_another_seed_does_not():
@@ -67,10 +84,15 @@ def test_the_global_generator_is_not_touched():
 
 
 def test_pools_are_the_same_whatever_the_answers_need():
-    (images, items, texts), (images_0, items_0, texts_0) = generate(both=1.0, label_noise=0.5), generate(both=0.0, image_share=1.0)
+    (images, items, texts), (images_0, items_0, texts_0) = (
+        generate(both=1.0, label_noise=0.5),
+        generate(both=0.0, image_share=1.0),
+    )
     pool = items["image"][items["split"] == "pool_image"].to_numpy()
     assert (images[pool] == images_0[pool]).all() and len(pool) == 200
-    told, told_0 = (t[t["item"].isin(i.index[i["split"] == "pool_text"])] for i, t in ((items, texts), (items_0, texts_0)))
+    told, told_0 = (
+        t[t["item"].isin(i.index[i["split"] == "pool_text"])] for i, t in ((items, texts), (items_0, texts_0))
+    )
     assert told["text"].tolist() == told_0["text"].tolist() and len(told) == 600
 
 
@@ -80,7 +102,10 @@ def test_pools_are_the_same_whatever_the_answers_need():
 def test_kind_both_needs_both():
     items = generate(both=1.0, train=1200, pool=0)[1]
     assert set(items["label_kind"]) == {"both"}
-    heading, turn, answer = (items[name].map({word: k for k, word in enumerate(words)}) for name, words in (("label_heading", SIDES), ("label_turn", TURNS), ("label_answer", SIDES)))
+    heading, turn, answer = (
+        items[name].map({word: k for k, word in enumerate(words)})
+        for name, words in (("label_heading", SIDES), ("label_turn", TURNS), ("label_answer", SIDES))
+    )
     assert ((heading + turn) % 4 == answer).all()
     for alone in (heading, turn):
         table = pd.crosstab(alone, answer)
@@ -114,23 +139,31 @@ def test_cues_are_where_the_kind_says_and_tell_the_answer():
     for row, side in zip(questions.itertuples(), told):
         seen = strip_side(images[row.image])
         assert seen == (row.label_answer if row.label_kind in ("image", "either") else None)
-        assert (side if isinstance(side, str) else None) == (row.label_answer if row.label_kind in ("text", "either") else None)
+        assert (side if isinstance(side, str) else None) == (
+            row.label_answer if row.label_kind in ("text", "either") else None
+        )
 
 
 def test_questions_tell_the_turn():
     _, items, texts = generate()
-    words = {turn: pattern for turn, pattern in zip(TURNS, ("straight", "right turn|turn right", "around", "left turn|turn left"))}
+    words = {
+        turn: pattern
+        for turn, pattern in zip(TURNS, ("straight", "right turn|turn right", "around", "left turn|turn left"))
+    }
     questions = texts_of(items, texts, "question")
     for turn, pattern in words.items():
         assert (questions["text"].str.contains(pattern) == (questions["label_turn"] == turn)).all()
 
 
-@pytest.mark.parametrize("knobs, shares", [
-    ({"both": 0.3}, {"both": 0.3, "image": 0.35, "text": 0.35}),
-    ({"both": 0.0, "image_share": 0.2}, {"image": 0.2, "text": 0.8}),
-    ({"both": 0.5, "either": 0.5}, {"both": 0.5, "either": 0.25, "image": 0.125, "text": 0.125}),
-    ({"both": 1.0, "either": 1.0}, {"both": 1.0}),
-])
+@pytest.mark.parametrize(
+    "knobs, shares",
+    [
+        ({"both": 0.3}, {"both": 0.3, "image": 0.35, "text": 0.35}),
+        ({"both": 0.0, "image_share": 0.2}, {"image": 0.2, "text": 0.8}),
+        ({"both": 0.5, "either": 0.5}, {"both": 0.5, "either": 0.25, "image": 0.125, "text": 0.125}),
+        ({"both": 1.0, "either": 1.0}, {"both": 1.0}),
+    ],
+)
 def test_the_knobs_set_the_shares_of_kinds(knobs, shares):
     items = generate(train=1000, pool=0, **knobs)[1]
     assert items["label_kind"].value_counts(normalize=True).to_dict() == pytest.approx(shares, abs=0.05)
@@ -162,13 +195,22 @@ def test_captions_say_what_the_image_shows():
         assert f" {scenes.SHAPES[scene['shape']]} " in row.text and f" {scenes.SIZES[scene['size']]} " in row.text
         if scene["arrow"] == scene["landmark"]:
             continue
-        arrow, landmark = ((images[row.image] == COLOURS[colours[scene[what]]]).all(-1) for what in ("arrow", "landmark"))
+        arrow, landmark = (
+            (images[row.image] == COLOURS[colours[scene[what]]]).all(-1) for what in ("arrow", "landmark")
+        )
         (ay, ax), (ly, lx) = (np.argwhere(mask).mean(0) for mask in (arrow, landmark))
         away = {"left of": lx - ax, "right of": ax - lx, "above": ly - ay, "below": ay - ly}
         assert max(away, key=away.get) == RELATIONS[scene["relation"]]
         ys, xs = np.nonzero(arrow)
-        blunt = {"up": (ys == ys.max()).sum(), "down": (ys == ys.min()).sum(), "left": (xs == xs.max()).sum(), "right": (xs == xs.min()).sum()}
-        assert max(blunt, key=blunt.get) == SIDES[scene["heading"]] == row.label_heading, "the arrow's blunt end lies opposite to its heading"
+        blunt = {
+            "up": (ys == ys.max()).sum(),
+            "down": (ys == ys.min()).sum(),
+            "left": (xs == xs.max()).sum(),
+            "right": (xs == xs.min()).sum(),
+        }
+        assert max(blunt, key=blunt.get) == SIDES[scene["heading"]] == row.label_heading, (
+            "the arrow's blunt end lies opposite to its heading"
+        )
         checked += 1
     assert checked > 500
 
@@ -183,7 +225,15 @@ def test_images_are_small_bytes_in_range():
 
 def test_splits_have_the_sizes_asked_for_and_share_no_scene():
     items = generate()[1]
-    assert items["split"].value_counts().to_dict() == {"train": 400, "val": 50, "test": 100, "ood_composition": 80, "ood_style": 80, "pool_image": 200, "pool_text": 200}
+    assert items["split"].value_counts().to_dict() == {
+        "train": 400,
+        "val": 50,
+        "test": 100,
+        "ood_composition": 80,
+        "ood_style": 80,
+        "pool_image": 200,
+        "pool_text": 200,
+    }
     labelled = items[items["code"] >= 0]
     assert labelled["code"].is_unique and items["id"].is_unique
 
@@ -192,7 +242,12 @@ def held_out(codes):
     """Written down again from the recipe's text: four (arrow, heading) and four (landmark, shape) pairs are never trained on."""
     pairs = {(0, 0), (5, 1), (4, 2), (3, 3)}, {(1, 0), (5, 1), (3, 2), (1, 3)}
     scene = axes(codes)
-    return np.array([(a, h) in pairs[0] or (c, s) in pairs[1] for a, h, c, s in zip(scene["arrow"], scene["heading"], scene["landmark"], scene["shape"])])
+    return np.array(
+        [
+            (a, h) in pairs[0] or (c, s) in pairs[1]
+            for a, h, c, s in zip(scene["arrow"], scene["heading"], scene["landmark"], scene["shape"])
+        ]
+    )
 
 
 def test_held_out_compositions_are_in_their_own_split_alone():
@@ -221,7 +276,11 @@ def test_only_a_broad_pool_is_styled():
         images, items, texts = generate(broad=broad)
         styled = texts["text"].str.contains("|".join(STYLED))
         share = styled.groupby(items["split"].reindex(texts["item"]).to_numpy()).mean()
-        dark = pd.Series(np.median(images, axis=(1, 2, 3)) < 160).groupby(items["split"][items["image"] >= 0].to_numpy()).mean()
+        dark = (
+            pd.Series(np.median(images, axis=(1, 2, 3)) < 160)
+            .groupby(items["split"][items["image"] >= 0].to_numpy())
+            .mean()
+        )
         assert share["pool_text"] == pytest.approx(0.5 if broad else 0.0, abs=0.1)
         assert dark["pool_image"] == pytest.approx(0.5 if broad else 0.0, abs=0.1)
         for split in ("train", "val", "test", "ood_composition"):
@@ -231,7 +290,9 @@ def test_only_a_broad_pool_is_styled():
 
 def test_pools_are_not_paired():
     images, items, texts = generate()
-    assert (items["image"][items["split"] == "pool_text"] == -1).all() and not texts["item"].isin(items.index[items["split"] == "pool_image"]).any()
+    assert (items["image"][items["split"] == "pool_text"] == -1).all() and not texts["item"].isin(
+        items.index[items["split"] == "pool_image"]
+    ).any()
     assert (items["image"][items["image"] >= 0] == np.arange(len(images))).all()
     assert items["group"].is_unique
 
@@ -244,7 +305,12 @@ REFUSED = {
     "train=-1 is negative: give a whole number from 0 on": {"train": -1},
     "seed=-3 is negative": {"seed": -3},
     "seed=4294967294 is too large: give a whole number up to 4294967293": {"seed": 2**32 - 2},
-    "not the 900350 and 40 asked for; lower train, val, test or ood": {"train": 900_000, "val": 10, "test": 300, "ood": 40},
+    "not the 900350 and 40 asked for; lower train, val, test or ood": {
+        "train": 900_000,
+        "val": 10,
+        "test": 300,
+        "ood": 40,
+    },
     "unknown knob of 'scenes' 'boths': did you mean 'both'?": {"boths": 1.0},
     "broad='yes' is not true or false": {"broad": "yes"},
 }

@@ -16,7 +16,16 @@ from mmkit.errors import MmkitError
 
 GROWTH, FLOOR = 100, 64 << 20  # an archive may unpack to this many times its size, or to FLOOR bytes
 CLUTTER = {"__MACOSX", ".DS_Store"}
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError, NotImplementedError)
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -28,10 +37,18 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:
-                _write(archive, folder, ((_why_not_tar(info), info.name, info.isreg(), info.size, info) for info in file), file.extractfile)
+                _write(
+                    archive,
+                    folder,
+                    ((_why_not_tar(info), info.name, info.isreg(), info.size, info) for info in file),
+                    file.extractfile,
+                )
         elif zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                members = ((_why_not_zip(info), info.filename, not info.is_dir(), info.file_size, info) for info in file.infolist())
+                members = (
+                    (_why_not_zip(info), info.filename, not info.is_dir(), info.file_size, info)
+                    for info in file.infolist()
+                )
                 _write(archive, folder, members, file.open)
         else:
             raise MmkitError(f"{archive} is neither a zip nor a tar archive: delete it and run again")
@@ -47,12 +64,16 @@ def _write(archive: Path, folder: Path, members: Iterable[tuple], read: Callable
         if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive or "\0" in name:
             reason = "has a path outside the archive"
         if reason:
-            raise MmkitError(f"the archive {archive} is refused, its member {name!r} {reason}: delete it and get it from its official address")
+            raise MmkitError(
+                f"the archive {archive} is refused, its member {name!r} {reason}: delete it and get it from its official address"
+            )
         if is_file and not CLUTTER.intersection(path.parts):
             chosen.append((folder / path, member))
             total += size
     if total > limit:
-        raise MmkitError(f"the archive {archive} is refused, {readable(total)} unpacked is more than the {readable(limit)} that are plausible")
+        raise MmkitError(
+            f"the archive {archive} is refused, {readable(total)} unpacked is more than the {readable(limit)} that are plausible"
+        )
     require_space(folder, total, f"unpacking {archive.name}")
     with writing(folder):
         for target, member in chosen:

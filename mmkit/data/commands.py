@@ -42,7 +42,11 @@ def add(name: str, *, dry_run: bool = False, **options) -> None:
     """Make a set of your own images and captions; see `mmkit.data.add`."""
     card = local.add(name, dry_run=dry_run, **options)
     _summary(name, card)
-    print("  dry run: nothing was written" if dry_run else f"  in {data_root() / name}; open it with mmkit.load({name!r}), or pass -p data={name} to a notebook")
+    print(
+        "  dry run: nothing was written"
+        if dry_run
+        else f"  in {data_root() / name}; open it with mmkit.load({name!r}), or pass -p data={name} to a notebook"
+    )
 
 
 def check(name: str | None = None, settings: list[str] | None = None) -> None:
@@ -69,15 +73,26 @@ def card(name: str, settings: list[str] | None = None) -> None:
     made_by = content["recipe"]
     for field in ("title", "task", "licence", "terms", "citation", "content", "prepared"):
         print(f"  {field}: {content[field] or '-'}")
-    print(f"  recipe: {made_by['name']} version {made_by['version']}, knobs {content['knobs']}" if made_by else "  recipe: none, added by hand")
+    print(
+        f"  recipe: {made_by['name']} version {made_by['version']}, knobs {content['knobs']}"
+        if made_by
+        else "  recipe: none, added by hand"
+    )
+    for modality, about in content.get("arrays", {}).items():
+        options = [f"{key} {value}" for key, value in about.items() if key not in ("dtype", "shape", "sha256")]
+        print(f"  array {modality}: {', '.join([' x '.join(map(str, about['shape'])), about['dtype'], *options])}")
     for source in content["sources"]:
         checked = "" if source.get("checked", True) else ", held against no published digest"
-        print(f"  source: {source['name']} from {source['from']}{', sha256 ' + source['sha256'] if 'sha256' in source else ''}{checked}")
+        print(
+            f"  source: {source['name']} from {source['from']}{', sha256 ' + source['sha256'] if 'sha256' in source else ''}{checked}"
+        )
 
 
 def _summary(name: str, card: dict) -> None:
     splits = ", ".join(f"{split} {count:,}" for split, count in card["splits"].items())
-    print(f"{name}: {splits}; {card['texts']:,} texts" + (f"; content {card['content'][:8]}" if "content" in card else ""))
+    print(
+        f"{name}: {splits}; {card['texts']:,} texts" + (f"; content {card['content'][:8]}" if "content" in card else "")
+    )
     for left_out in card["reported"][:5]:
         print(f"  left out: {left_out['name']}: {left_out['reason']}")
     if len(card["reported"]) > 5:

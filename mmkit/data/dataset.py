@@ -1,6 +1,7 @@
-"""`Dataset`: images, texts, labels, groups and splits of a prepared set.
+"""`Dataset`: the arrays, texts, labels, groups and splits of a prepared set.
 
-Shapes: N items, B rows asked for, H and W the image's height and width. A *row* is a position in `items`.
+Shapes: N items, B rows asked for, M entries of an array, H and W the image's height and width, in pixels. A *row* is a
+position in `items`.
 """
 
 from functools import cached_property
@@ -12,19 +13,21 @@ import torch
 
 from mmkit.data.prepared import open_set, read_tables
 from mmkit.data.recipe import Knob, Recipe
-from mmkit.data.writer import ITEM_COLUMNS
+from mmkit.data.rules import ITEM_COLUMNS
 from mmkit.errors import MmkitError, unknown
 
 
 class Dataset:
-    """A prepared set, opened. Images stay on the disk, memory-mapped, until `pixels` asks for them.
+    """A prepared set, opened. Arrays stay on the disk, memory-mapped, until `read` or `pixels` asks for some entries.
 
-    images: (M, H, W, 3) uint8. items: table of id, image (a row of images, -1 for none), split, group and labels.
-    texts: table of item (a row of items), text, language and role. content: the hash that identifies the set everywhere.
+    arrays: by modality, (M, ...); images (M, H, W, 3) uint8 under "image". Their options, for example the sampling
+    rate, are in card["arrays"]. items: table of id, split, group, labels, and for each array the row in it (-1: none).
+    texts: table of item (a row of items), text, language and role. content: the hash that identifies the set
+    everywhere.
     """
 
     def __init__(self, root: Path, card: dict):
-        self.images, self.items, self.texts = read_tables(root, card)
+        self.arrays, self.items, self.texts = read_tables(root, card)
         self.root, self.card = root, card
         self.name: str = card["name"]
         self.content: str = card["content"]
@@ -35,7 +38,17 @@ class Dataset:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
-        return f"Dataset({self.root.name!r}: {len(self.images):,} images {self.images.shape[1]}x{self.images.shape[2]}, {len(self.texts):,} texts; {sizes}; content {self.content[:8]})"
+        parts = [f"{len(self.images):,} images {self.images.shape[1]}x{self.images.shape[2]}"]
+        for name, array in self.arrays.items():
+            if name != "image":
+                parts.append(f"{len(array):,} {name} {'x'.join(map(str, array.shape[1:]))} {array.dtype}")
+        parts.append(f"{len(self.texts):,} texts")
+        return f"Dataset({self.root.name!r}: {', '.join(parts)}; {sizes}; content {self.content[:8]})"
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images, (M, H, W, 3) uint8; (0, 1, 1, 3) of a set without."""
+        return self.arrays.get("image", np.zeros((0, 1, 1, 3), np.uint8))
 
     @property
     def splits(self) -> dict[str, int]:
@@ -46,7 +59,7 @@ class Dataset:
     @property
     def label_columns(self) -> list[str]:
         """The columns of `items` that are labels."""
-        return [name for name in self.items if name not in ITEM_COLUMNS]
+        return [name for name in self.items if name not in (*ITEM_COLUMNS, *self.arrays)]
 
     def rows(self, split: str) -> np.ndarray:
         """The rows of a split, (B,) int64. Raises MmkitError for a split that does not exist or is empty."""
@@ -57,12 +70,33 @@ class Dataset:
             raise MmkitError(f"split {split!r} of {self.name!r} is empty: there are {self.splits}")
         return rows
 
+    def array_rows(self, name: str) -> np.ndarray:
+        """The row of each item in the array of a modality, (N,) int64; -1 for an item without it.
+
+        Raises MmkitError for a modality that has no array.
+        """
+        if name not in self.arrays:
+            raise unknown(f"array of {self.name!r}", name, self.arrays)
+        return self.items[name].to_numpy()
+
+    def read(self, name: str, rows) -> torch.Tensor:
+        """The entries of some items in the array of a modality, as they lie, (B, ...); images as `pixels` gives them.
+
+        Raises MmkitError for a modality that has no array, and for an item without an entry.
+        """
+        entries = self.array_rows(name)[self._valid(rows)]
+        if (entries < 0).any():
+            first = self.items.iloc[np.asarray(rows)[entries < 0][0]]
+            remedy = f"take rows where array_rows({name!r}) is not -1"
+            if first["split"].startswith("pool_"):
+                remedy = f"leave the rows of {first['split']} out"
+            raise MmkitError(f"item {first['id']!r} of {self.name!r} has no {name}: {remedy}")
+        values = torch.from_numpy(self.arrays[name][entries])
+        return values.permute(0, 3, 1, 2) if name == "image" else values
+
     def pixels(self, rows) -> torch.Tensor:
-        """The images of some rows, (B, 3, H, W) uint8, channels-last in memory. Raises MmkitError for an item without one."""
-        images = self._image_rows[self._valid(rows)]
-        if (images < 0).any():
-            raise MmkitError(f"item {self._id(rows, images < 0)!r} of {self.name!r} has no image: leave the rows of pool_text out")
-        return torch.from_numpy(self.images[images]).permute(0, 3, 1, 2)
+        """The images of some rows, (B, 3, H, W) uint8, channels-last in memory. Raises MmkitError as `read` does."""
+        return self.read("image", rows)
 
     def texts_of(self, rows, *, role: str = "caption", language: str = "en") -> tuple[list[str], np.ndarray]:
         """All texts of some rows, and their owners: (T,) int64 positions in `rows`, ascending."""
@@ -74,7 +108,7 @@ class Dataset:
         return texts[start[rows][owner] + within].tolist(), owner
 
     def labels(self, rows, column: str) -> torch.Tensor:
-        """Labels of some rows, (B,) int64: whole numbers as they are, texts as their position in `classes`; -1 is unknown."""
+        """Labels of some rows, (B,) int64; whole numbers as they are, texts by their place in `classes`; -1 unknown."""
         return torch.from_numpy(self._codes(column)[0][self._valid(rows)])
 
     def classes(self, column: str) -> list[str] | list[int]:
@@ -82,12 +116,8 @@ class Dataset:
         return self._codes(column)[1]
 
     def clusters(self, rows) -> np.ndarray:
-        """Which rows belong together (one photo, one patient), (B,) int64 codes of `group`; what an interval resamples."""
+        """Which rows belong together (a photo, a patient), (B,) int64 codes of `group`; what an interval resamples."""
         return self._group_codes[self._valid(rows)]
-
-    @cached_property
-    def _image_rows(self) -> np.ndarray:
-        return self.items["image"].to_numpy()
 
     @cached_property
     def _group_codes(self) -> np.ndarray:
@@ -98,14 +128,20 @@ class Dataset:
         if (role, language) not in self._memo:
             for column, value in (("role", role), ("language", language)):
                 if value not in self.texts[column].unique():
-                    left = [entry["name"] for entry in self.card["reported"] if entry["reason"].startswith("optional")]
-                    error = unknown(f"text {column} of {self.name!r}", value, self.texts[column].unique())
-                    raise MmkitError(f"{error}; {', '.join(left)} could not be had when it was prepared, 'mmkit data prepare {self.name} --force' tries again") if left else error
+                    raise self._no_such_text(column, value)
             kind = self.texts[(self.texts["role"] == role) & (self.texts["language"] == language)]
             kind = kind.sort_values("item", kind="stable")
             start = np.searchsorted(kind["item"].to_numpy(), np.arange(len(self) + 1))
             self._memo[role, language] = kind["text"].to_numpy(dtype=object), start
         return self._memo[role, language]
+
+    def _no_such_text(self, column: str, value: str) -> MmkitError:
+        error = unknown(f"text {column} of {self.name!r}", value, self.texts[column].unique())
+        left = [entry["name"] for entry in self.card["reported"] if entry["reason"].startswith("optional")]
+        if not left:
+            return error
+        again = f"'mmkit data prepare {self.name} --force' tries again"
+        return MmkitError(f"{error}; {', '.join(left)} could not be had when it was prepared, {again}")
 
     def _codes(self, column: str) -> tuple[np.ndarray, list]:
         if column not in self.label_columns:
@@ -116,19 +152,20 @@ class Dataset:
                 self._memo[column] = values.to_numpy(), list(range(int(values.max()) + 1))
             else:
                 classes = sorted(set(values) - {""})
-                self._memo[column] = values.map({name: code for code, name in enumerate(classes)}).fillna(-1).to_numpy(dtype=np.int64), classes
+                codes = values.map({name: code for code, name in enumerate(classes)}).fillna(-1)
+                self._memo[column] = codes.to_numpy(dtype=np.int64), classes
         return self._memo[column]
 
     def _valid(self, rows) -> np.ndarray:
         rows = np.asarray(rows)
         if rows.ndim != 1 or (len(rows) and not np.issubdtype(rows.dtype, np.integer)):
-            raise MmkitError(f"rows must be a list of whole numbers, got {rows.dtype} of shape {rows.shape}: for example the result of rows('train')")
+            found = f"{rows.dtype} of shape {rows.shape}"
+            raise MmkitError(
+                f"rows must be a list of whole numbers, got {found}: for example the result of rows('train')"
+            )
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise MmkitError(f"rows {rows.min()} to {rows.max()} reach beyond the {len(self)} items of {self.name!r}")
         return rows.astype(np.int64)
-
-    def _id(self, rows, where: np.ndarray) -> str:
-        return self.items["id"].iloc[np.asarray(rows)[where][0]]
 
 
 def load(name: str | Recipe, **knobs: Knob) -> Dataset:

@@ -9,7 +9,12 @@ from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 from mmkit.data.images import DamagedImage
 from mmkit.errors import MmkitError, unknown
 
-HARMLESS = {"PatientSex", "PatientAge", "PatientSize", "PatientWeight"}  # all else in the patient's group (0010), and every person's name, identifies
+HARMLESS = {
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+}  # all else in the patient's group (0010), and every person's name, identifies
 PLACES = {"AccessionNumber", "InstitutionName", "InstitutionAddress"}
 FAR = 1e12  # beyond every window
 
@@ -28,20 +33,35 @@ def read_dicom(path: Path, *, window: tuple[float, float] | None = None, identif
         data = pydicom.dcmread(path)
         named = identifying(data)
         if data.get("BurnedInAnnotation") == "YES":
-            raise MmkitError(f"{Path(path).name} has text burnt into its pixels (BurnedInAnnotation is YES), which may name the patient: mask it and say NO there, or leave the file out")
+            raise MmkitError(
+                f"{Path(path).name} has text burnt into its pixels (BurnedInAnnotation is YES), which may name the patient: mask it and say NO there, or leave the file out"
+            )
         if named and identifiers == "refuse":
-            raise MmkitError(f"{Path(path).name} identifies a patient ({', '.join(named)}): make a de-identified copy first (DICOM PS3.15, annex E), or read its pixels alone with identifiers='drop'")
+            raise MmkitError(
+                f"{Path(path).name} identifies a patient ({', '.join(named)}): make a de-identified copy first (DICOM PS3.15, annex E), or read its pixels alone with identifiers='drop'"
+            )
         if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {element.keyword for element in data}:
             raise DamagedImage("it holds no pixel data: a report or a list, not an image")
         if int(data.get("NumberOfFrames") or 1) > 1:
             raise DamagedImage(f"it holds {data.NumberOfFrames} frames: export the one you want")
         if data.PhotometricInterpretation == "PALETTE COLOR" or (data.SamplesPerPixel == 3 and data.BitsAllocated != 8):
-            raise DamagedImage(f"its colours ({data.PhotometricInterpretation}, {data.BitsAllocated} bits) are not read here: export it as 8-bit RGB")
+            raise DamagedImage(
+                f"its colours ({data.PhotometricInterpretation}, {data.BitsAllocated} bits) are not read here: export it as 8-bit RGB"
+            )
         pixels = data.pixel_array if data.SamplesPerPixel == 3 else _grey(data, window)
         rows, columns = _towards(data)
     except pydicom.errors.InvalidDicomError as error:
         raise DamagedImage("not a DICOM file") from error
-    except (AttributeError, EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DamagedImage(f"its pixels cannot be read: {' '.join(str(error).split())}") from error
     pixels = pixels[:: -1 if columns in "HA" else 1, :: -1 if rows == "R" else 1]
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2), dtype=np.uint8)
@@ -52,7 +72,13 @@ def identifying(data: pydicom.Dataset) -> list[str]:
     if data.get("PatientIdentityRemoved") == "YES":
         return []
     filled = (element for element in data.iterall() if element.keyword and element.value)
-    return sorted({e.keyword for e in filled if e.VR == "PN" or e.keyword in PLACES or (e.tag.group == 0x0010 and e.keyword not in HARMLESS)})
+    return sorted(
+        {
+            e.keyword
+            for e in filled
+            if e.VR == "PN" or e.keyword in PLACES or (e.tag.group == 0x0010 and e.keyword not in HARMLESS)
+        }
+    )
 
 
 def _grey(data: pydicom.Dataset, window: tuple[float, float] | None) -> np.ndarray:
@@ -78,4 +104,6 @@ def _towards(data: pydicom.Dataset) -> tuple[str, str]:
         rows, columns = (str(letters)[:1] or "-" for letters in data.PatientOrientation)
         return rows, columns
     along = np.reshape(data.get("ImageOrientationPatient") or [1, 0, 0, 0, 0, -1], (2, 3)).astype(float)
-    return tuple(("LPH" if way[axis] > 0 else "RAF")[axis] for way, axis in zip(along, np.abs(along).argmax(axis=1), strict=True))
+    return tuple(
+        ("LPH" if way[axis] > 0 else "RAF")[axis] for way, axis in zip(along, np.abs(along).argmax(axis=1), strict=True)
+    )

@@ -64,7 +64,11 @@ class Sources:
                 if mirror and file.mirror and (mirror / file.mirror).exists():
                     path = mirror / file.mirror
                     digest, listed = verify_mirrored(mirror, path)
-                    source = {"from": f"$MMKIT_MIRROR/{file.mirror}", "sha256": digest, "checked": listed or (path.is_file() and bool(file.sha256 or file.md5))}
+                    source = {
+                        "from": f"$MMKIT_MIRROR/{file.mirror}",
+                        "sha256": digest,
+                        "checked": listed or (path.is_file() and bool(file.sha256 or file.md5)),
+                    }
                     if path.is_file():
                         _verify(path, file, f"the mirror's {file.mirror}")
                 else:
@@ -82,7 +86,10 @@ class Sources:
             self.raw.mkdir(parents=True, exist_ok=True)
         recipe = self.recipe
         if not self._announced and not (self.raw / file.name).exists():
-            print(f"{recipe.title}\n  licence: {recipe.licence}\n  terms: {recipe.terms}\n  cite: {recipe.citation}", file=sys.stderr)
+            print(
+                f"{recipe.title}\n  licence: {recipe.licence}\n  terms: {recipe.terms}\n  cite: {recipe.citation}",
+                file=sys.stderr,
+            )
             self._announced = True
         return download(file, self.raw)
 
@@ -101,22 +108,36 @@ def mirror_root() -> Path | None:
     """The read-only folder with raw files of many sets that `$MMKIT_MIRROR` names, if it is set."""
     mirror = named_folder("MMKIT_MIRROR")
     if mirror and not mirror.is_dir():
-        raise MmkitError(f"MMKIT_MIRROR names {str(mirror)!r}, which is no folder: correct it, or unset it to download from the public address")
+        raise MmkitError(
+            f"MMKIT_MIRROR names {str(mirror)!r}, which is no folder: correct it, or unset it to download from the public address"
+        )
     return mirror
 
 
 def verify_mirrored(mirror: Path, path: Path) -> tuple[str, bool]:
     """Hold a file, or all files of a folder, against the mirror's SHA256SUMS; returns its sha256, or that of the folder's listing, and whether all were listed there."""
     listing = mirror / "SHA256SUMS"
-    lines = [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines()] if listing.exists() else []
+    lines = (
+        [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines()]
+        if listing.exists()
+        else []
+    )
     sums = {name.removeprefix("*").removeprefix("./"): digest for digest, name in filter(None, lines)}
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     found = {file.relative_to(mirror).as_posix(): file_hash(file) for file in files}
     inside = f"{path.relative_to(mirror).as_posix()}/"
-    wrong = [name for name in sums if name.startswith(inside) and name not in found] + [name for name in found if sums.get(name, found[name]) != found[name]]
+    wrong = [name for name in sums if name.startswith(inside) and name not in found] + [
+        name for name in found if sums.get(name, found[name]) != found[name]
+    ]
     if wrong:
-        raise MmkitError(f"{len(wrong)} files of the mirror {mirror} are missing or differ from its SHA256SUMS, first {wrong[0]}: copy them again, or unset MMKIT_MIRROR")
-    digest = next(iter(found.values())) if path.is_file() else hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()).hexdigest()
+        raise MmkitError(
+            f"{len(wrong)} files of the mirror {mirror} are missing or differ from its SHA256SUMS, first {wrong[0]}: copy them again, or unset MMKIT_MIRROR"
+        )
+    digest = (
+        next(iter(found.values()))
+        if path.is_file()
+        else hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()).hexdigest()
+    )
     return digest, found.keys() <= sums.keys()
 
 
@@ -158,7 +179,9 @@ def _transfer(file: File, part: Path, pause: float) -> None:
         except requests.RequestException as error:
             failures = 0 if _size(part) > before else failures + 1
             answer = error.response
-            patience = RETRIES if answer is not None or _size(part) else 1  # nothing was ever reached: no network, most likely
+            patience = (
+                RETRIES if answer is not None or _size(part) else 1
+            )  # nothing was ever reached: no network, most likely
             if failures > patience or (answer is not None and answer.status_code not in PASSING):
                 raise Unreachable(
                     f"{file.name} could not be downloaded from {file.url} ({_reason(error)}): check the network and run again"
@@ -166,14 +189,20 @@ def _transfer(file: File, part: Path, pause: float) -> None:
                 ) from error
             print(f"{file.name}: {_reason(error)}; trying again at {readable(_size(part))}", file=sys.stderr)
             asked = answer.headers.get("Retry-After", "") if answer is not None else ""
-            time.sleep(min(60, int(asked)) if asked.isdigit() else pause * 2 ** max(0, failures - 1) * random.uniform(0.75, 1.25))
+            time.sleep(
+                min(60, int(asked))
+                if asked.isdigit()
+                else pause * 2 ** max(0, failures - 1) * random.uniform(0.75, 1.25)
+            )
 
 
 def _request(file: File, part: Path, start: int) -> None:
     """One request for the bytes from `start` on, appended to `part`; a server that ignores the range sends all of them."""
     headers = {"Accept-Encoding": "identity", "User-Agent": "mmkit"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing beyond what is here: whole, or of another file, which the check finds out
+        if (
+            answer.status_code == 416
+        ):  # nothing beyond what is here: whole, or of another file, which the check finds out
             return
         answer.raise_for_status()
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
@@ -181,7 +210,10 @@ def _request(file: File, part: Path, start: int) -> None:
         length = answer.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else file.size
         require_space(part.parent, (total or 0) - start, f"downloading {file.name}")
-        with open(part, "ab" if start else "wb") as out, progress(label=file.name, unit="B", total=total, start=start) as bar:
+        with (
+            open(part, "ab" if start else "wb") as out,
+            progress(label=file.name, unit="B", total=total, start=start) as bar,
+        ):
             for chunk in answer.iter_content(CHUNK):
                 out.write(chunk)
                 bar.update(len(chunk))
@@ -191,14 +223,23 @@ def _request(file: File, part: Path, start: int) -> None:
             raise requests.ConnectionError(f"the connection closed after {_size(part)} of {total} bytes")
 
 
-def _verify(path: Path, file: File, what: str, remedy: str = "nothing was used; run again later, or point MMKIT_MIRROR at a folder that has it") -> None:
+def _verify(
+    path: Path,
+    file: File,
+    what: str,
+    remedy: str = "nothing was used; run again later, or point MMKIT_MIRROR at a folder that has it",
+) -> None:
     """Hold a file against the recipe's size and digest."""
     if file.size is not None and _size(path) != file.size:
-        raise MmkitError(f"{what} is not {file.name}: it has {_size(path)} bytes, the recipe expects {file.size}; {remedy}")
+        raise MmkitError(
+            f"{what} is not {file.name}: it has {_size(path)} bytes, the recipe expects {file.size}; {remedy}"
+        )
     for algorithm, expected in (("sha256", file.sha256), ("md5", file.md5)):
         found = file_hash(path, algorithm) if expected else None
         if found != expected:
-            raise MmkitError(f"{what} is not {file.name}: its {algorithm} is {found}, the recipe expects {expected}; {remedy}")
+            raise MmkitError(
+                f"{what} is not {file.name}: its {algorithm} is {found}, the recipe expects {expected}; {remedy}"
+            )
 
 
 def _reason(error: requests.RequestException) -> str:
@@ -207,7 +248,9 @@ def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return "no answer in time"
     text = str(error)
-    return "the connection was cut" if "IncompleteRead" in text or "closed" in text or "reset" in text else "no connection"
+    return (
+        "the connection was cut" if "IncompleteRead" in text or "closed" in text or "reset" in text else "no connection"
+    )
 
 
 def _size(path: Path) -> int:

@@ -22,15 +22,21 @@ def named_folder(variable: str) -> Path | None:
     try:
         return Path(text).expanduser().absolute() if text else None
     except RuntimeError as error:
-        raise MmkitError(f"{variable} names {text!r}, and there is no such home folder: write the folder in full") from error
+        raise MmkitError(
+            f"{variable} names {text!r}, and there is no such home folder: write the folder in full"
+        ) from error
 
 
 def data_root() -> Path:
     """`$MMKIT_DATA`, or the user's cache folder."""
     try:
-        return named_folder("MMKIT_DATA") or platformdirs.user_cache_path("mmkit", appauthor=False).expanduser() / "data"
+        return (
+            named_folder("MMKIT_DATA") or platformdirs.user_cache_path("mmkit", appauthor=False).expanduser() / "data"
+        )
     except RuntimeError as error:
-        raise MmkitError("this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write") from error
+        raise MmkitError(
+            "this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write"
+        ) from error
 
 
 def readable(size: float) -> str:
@@ -52,7 +58,9 @@ def writing(folder: Path) -> Iterator[None]:
             remedy = "free some space, or point MMKIT_DATA at another disk; what was downloaded is kept and goes on from there"
             raise MmkitError(f"the disk of {folder} is full: {remedy}") from error
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-            raise MmkitError(f"cannot write in {folder} ({error.strerror}): point MMKIT_DATA at a folder you can write") from error
+            raise MmkitError(
+                f"cannot write in {folder} ({error.strerror}): point MMKIT_DATA at a folder you can write"
+            ) from error
         raise
 
 
@@ -60,7 +68,9 @@ def require_space(folder: Path, need: int, purpose: str) -> None:
     """Refuse before the work what would fill the disk in the middle of it."""
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise MmkitError(f"{purpose} needs {readable(need)} but {folder} has {readable(free)} free: free some space, or point MMKIT_DATA at another disk")
+        raise MmkitError(
+            f"{purpose} needs {readable(need)} but {folder} has {readable(free)} free: free some space, or point MMKIT_DATA at another disk"
+        )
 
 
 def sync(path: Path) -> None:

@@ -17,14 +17,22 @@ from mmkit.data.images import DICOM, DamagedImage, read_image, require_size
 from mmkit.data.prepared import about, making
 from mmkit.data.progress import progress
 from mmkit.data.recipe import recipe_names
+from mmkit.data.rules import POOLS, some, validate
 from mmkit.data.splits import split_by_hash
-from mmkit.data.writer import POOLS, Writer, some, validate
+from mmkit.data.writer import Writer
 from mmkit.errors import MmkitError, unknown
 
 SUFFIXES = {*DICOM, ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 OPTIONAL = ("group", "split", "language")
 FIELD = re.compile(rf"image|caption|label(_.+)?|{'|'.join(OPTIONAL)}")
-SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "dev": "val", "valid": "val", "validation": "val"}  # in any case
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "val",
+    "test": "test",
+    "dev": "val",
+    "valid": "val",
+    "validation": "val",
+}  # in any case
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = ("raw", "cache")
 
@@ -80,8 +88,15 @@ def add(
             pass
         splits = {split: int(count) for split, count in plan.items["split"].value_counts(sort=False).items()}
         return {"name": name, "splits": splits, "texts": len(plan.texts), "reported": plan.reported}
-    card = about(name, title or name, "your own data", licence, terms, citation) | {"recipe": None, "knobs": {}, "size": size}
-    card["sources"] = [{"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)}, {"name": folder.name, "from": str(folder.absolute())}]
+    card = about(name, title or name, "your own data", licence, terms, citation) | {
+        "recipe": None,
+        "knobs": {},
+        "size": size,
+    }
+    card["sources"] = [
+        {"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)},
+        {"name": folder.name, "from": str(folder.absolute())},
+    ]
     with making(name) as target:
         require_space(target.parent, len(plan.items) * size * size * 3, f"preparing {name!r}")
         writer = Writer(target)
@@ -101,7 +116,9 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise MmkitError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except csv.Error as error:
-        raise MmkitError(f"{path.name} cannot be read as a table ({error}): expected a header line and one row a caption") from error
+        raise MmkitError(
+            f"{path.name} cannot be read as a table ({error}): expected a header line and one row a caption"
+        ) from error
     for field_name, column in columns.items():
         if not FIELD.fullmatch(field_name):
             raise unknown("table field", field_name, ("image", "caption", "label", "label_NAME", *OPTIONAL))
@@ -117,22 +134,37 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     kept = [name for name in table if FIELD.fullmatch(name)]
     twice = next((name for name in kept if kept.count(name) > 1), None)
     if twice:
-        raise MmkitError(f"{path.name} has {kept.count(twice)} columns for {twice!r}: give the others another name in its header, or leave out {twice}=COLUMN")
+        raise MmkitError(
+            f"{path.name} has {kept.count(twice)} columns for {twice!r}: give the others another name in its header, or leave out {twice}=COLUMN"
+        )
     return table[kept].map(lambda value: str(value).strip())
 
 
 def make_plan(table: pd.DataFrame, folder: Path, *, allow_unpaired: bool) -> Plan:
     """Pair the table's rows with the folder's files. Raises MmkitError for what does not fit."""
-    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()}
+    files = {
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES and file.is_file()
+    }
     files = {name for name in files if not re.search(r"(^|/)\.", name)}  # hidden, as notebooks' checkpoints are
-    alike = {unicodedata.normalize("NFC", name): name for name in files}  # a Mac writes an accent as a letter of its own
-    table = table.assign(id=[name if name in files else alike.get(unicodedata.normalize("NFC", name), name) for name in map(_inside, table["image"])])
+    alike = {
+        unicodedata.normalize("NFC", name): name for name in files
+    }  # a Mac writes an accent as a letter of its own
+    table = table.assign(
+        id=[
+            name if name in files else alike.get(unicodedata.normalize("NFC", name), name)
+            for name in map(_inside, table["image"])
+        ]
+    )
     absent = sorted({name for name in table["id"] if name and name not in files and not (folder / name).is_file()})
     if absent:
         named_alike = [file for file in files if PurePosixPath(file).name == PurePosixPath(absent[0]).name]
         nearest = (named_alike or get_close_matches(absent[0], files, n=1) or [None])[0]
         hint = f", nearest file {nearest!r}" if nearest else ""
-        raise MmkitError(f"{len(absent)} images named in the table are not in {folder} ({some(absent)}{hint}): correct their names or remove their rows")
+        raise MmkitError(
+            f"{len(absent)} images named in the table are not in {folder} ({some(absent)}{hint}): correct their names or remove their rows"
+        )
     alone = table["id"] == ""
     table.loc[alone, "id"] = [f"text-{row + 2}" for row in table.index[alone]]  # the row as a spreadsheet counts it
     one = _one_row_an_item(table)
@@ -140,7 +172,9 @@ def make_plan(table: pd.DataFrame, folder: Path, *, allow_unpaired: bool) -> Pla
     bare = sorted((files | set(table["id"][~alone])) - set(texts["id"]))
     if alone.any() and not allow_unpaired:
         row = table.index[alone][0] + 2
-        raise MmkitError(f"{int(alone.sum())} captions name no image (row {row} of the table): name one, or pass --allow-unpaired to keep them as pool_text")
+        raise MmkitError(
+            f"{int(alone.sum())} captions name no image (row {row} of the table): name one, or pass --allow-unpaired to keep them as pool_text"
+        )
     if bare and not allow_unpaired:
         remedy = f"add rows for them, move them out of {folder}, or pass --allow-unpaired to keep them as pool_image"
         raise MmkitError(f"{len(bare)} images have no caption ({some(bare)}): {remedy}")
@@ -155,15 +189,21 @@ def _assign_splits(plan: Plan, *, pool_image: set[str], pool_text: set[str]) -> 
     """Fill the columns group and split, and leave out of the pools what shares a group with val or test."""
     items = plan.items
     group = items["group"] if "group" in items else pd.Series("", index=items.index)
-    items = items.assign(group=group.where(group != "", items["id"]), path=items["id"].where(~items["id"].isin(pool_text), ""))
+    items = items.assign(
+        group=group.where(group != "", items["id"]), path=items["id"].where(~items["id"].isin(pool_text), "")
+    )
     paired = ~items["id"].isin(pool_image | pool_text)
     if "split" in items:
         blank = items["id"][paired & (items["split"] == "")].tolist()
         if blank:
-            raise MmkitError(f"{len(blank)} images have no split ({some(blank)}): fill the column, or remove it to split 80/10/10 by group")
+            raise MmkitError(
+                f"{len(blank)} images have no split ({some(blank)}): fill the column, or remove it to split 80/10/10 by group"
+            )
         items["split"] = [SPLIT_NAMES.get(name.lower(), name) for name in items["split"]]
         if paired.any() and "train" not in (found := list(items["split"][paired].unique())):
-            raise MmkitError(f"no image is in the split 'train', the splits are {', '.join(map(repr, found))}: call the one to learn from 'train'")
+            raise MmkitError(
+                f"no image is in the split 'train', the splits are {', '.join(map(repr, found))}: call the one to learn from 'train'"
+            )
     elif paired.any():
         items.loc[paired, "split"] = split_by_hash(items["group"][paired])
     items.loc[items["id"].isin(pool_image), "split"] = "pool_image"
@@ -238,21 +278,29 @@ def _read_csv(path: Path) -> pd.DataFrame:
         for row in filter(None, reader):
             if len(row) != len(names):
                 remedy = "put a caption that holds the separator in double quotes"
-                raise MmkitError(f"{path.name}, line {reader.line_num} has {len(row)} fields, the header {len(names)}: {remedy}")
+                raise MmkitError(
+                    f"{path.name}, line {reader.line_num} has {len(row)} fields, the header {len(names)}: {remedy}"
+                )
             rows.append(row)
     return pd.DataFrame(rows, columns=names, dtype=object)
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):  # a text may hold U+2028 and the like
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8-sig").split("\n"), 1
+    ):  # a text may hold U+2028 and the like
         if line.strip():
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise MmkitError(f"{path.name}, line {number} is not JSON ({error}): expected one object a line") from error
+                raise MmkitError(
+                    f"{path.name}, line {number} is not JSON ({error}): expected one object a line"
+                ) from error
             if not isinstance(row, dict):
-                raise MmkitError(f'{path.name}, line {number} is a {type(row).__name__}: expected an object such as {{"image": "a.jpg", "caption": "..."}}')
+                raise MmkitError(
+                    f'{path.name}, line {number} is a {type(row).__name__}: expected an object such as {{"image": "a.jpg", "caption": "..."}}'
+                )
             captions = row.get("caption")
             rows += [row | {"caption": caption} for caption in captions] if isinstance(captions, list) else [row]
     return pd.DataFrame(rows, dtype=object).fillna("")  # object, or a column with gaps would turn 1 into 1.0
@@ -262,14 +310,20 @@ def _inside(name: str) -> str:
     """A path of the table as a path inside the folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        raise MmkitError(f"the table names an image outside the folder, {name!r}: write paths relative to the folder, without '..'")
+        raise MmkitError(
+            f"the table names an image outside the folder, {name!r}: write paths relative to the folder, without '..'"
+        )
     return "" if not name else path.as_posix()
 
 
 def _require_name(name: str, replace: bool) -> None:
     if not NAME.fullmatch(name):
-        raise MmkitError(f"{name!r} is no name for a data set: use lower-case letters, digits, '-' and '_', for example my_photos")
-    if name in RESERVED or any(name == taken or re.fullmatch(rf"{taken}-[0-9a-f]{{8}}", name) for taken in recipe_names()):
+        raise MmkitError(
+            f"{name!r} is no name for a data set: use lower-case letters, digits, '-' and '_', for example my_photos"
+        )
+    if name in RESERVED or any(
+        name == taken or re.fullmatch(rf"{taken}-[0-9a-f]{{8}}", name) for taken in recipe_names()
+    ):
         raise MmkitError(f"{name!r} is the name of a recipe or reserved: choose another, for example my_{name}")
     if (data_root() / name).exists() and not replace:
         raise MmkitError(f"there is a data set {name!r} already: choose another name, or pass --force to replace it")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,19 +13,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmkit import __version__
 from mmkit.data.fetch import Sources
 from mmkit.data.folders import data_root, file_hash, writing
 from mmkit.data.recipe import Knob, Recipe, find_recipe, recipe_names
-from mmkit.data.writer import FILES, SCHEMA, Writer, content_hash, validate
+from mmkit.data.rules import PAIRED, array_file, content_hash, validate
+from mmkit.data.writer import HEADER, TABLES, Writer
 from mmkit.errors import MmkitError, unknown
 
-CARD = set("name title task licence terms citation recipe knobs sources prepared content images texts splits reported files".split())
+SCHEMAS = (1, 2)  # 2 has arrays beside the images, or other modalities that are required
+YOUNG = 1.0  # seconds
 
 
 def prepared_sets() -> dict[Path, dict | None]:
-    """The folders of all prepared sets, with their cards; None for a card that cannot be read or is of another schema."""
+    """The folders of all prepared sets with their cards; None: a card that cannot be read or is of another schema."""
     sets: dict[Path, dict | None] = {}
     for path in sorted(data_root().glob("[!.]*/card.json")):
         try:
@@ -53,7 +57,10 @@ def open_set(name: str | Recipe, **knobs: Knob) -> tuple[Path, dict]:
 
 
 def prepare(recipe: Recipe, *, force: bool = False, **knobs: Knob) -> tuple[Path, dict]:
-    """Make a set by its recipe, unless it is there; force: make it again. Of several processes one makes it, the others wait for it."""
+    """Make a set by its recipe, unless it is there; force: make it again.
+
+    Of several processes one makes it, the others wait for it.
+    """
     settings = recipe.settings(knobs)
     with making(recipe.name, folder=recipe.folder(settings)) as folder:
         stale = None if force else _stale(folder, recipe, settings)
@@ -95,14 +102,76 @@ def _make(recipe: Recipe, settings: dict[str, Knob], folder: Path) -> dict:
                 writer.report(name, reason)
             recipe.prepare(writer, sources, **settings)
             card = about(recipe.name, recipe.title, recipe.task, recipe.licence, recipe.terms, recipe.citation)
-            return writer.finish(card | {"recipe": {"name": recipe.name, "version": recipe.version}, "knobs": settings, "sources": sources.provenance})
+            made_by = {"name": recipe.name, "version": recipe.version}
+            return writer.finish(card | {"recipe": made_by, "knobs": settings, "sources": sources.provenance})
         finally:
             writer.discard()
 
 
 def about(name: str, title: str, task: str, licence: str, terms: str, citation: str) -> dict:
     """The part of a card that says what the set is and who made it."""
-    return {"name": name, "title": title, "task": task, "licence": licence, "terms": terms, "citation": citation, "mmkit": __version__}
+    said = {"name": name, "title": title, "task": task, "licence": licence, "terms": terms, "citation": citation}
+    return said | {"mmkit": __version__}
+
+
+class Made(BaseModel, extra="allow"):
+    """The recipe that a set was made by."""
+
+    name: str
+    version: int
+
+
+class Source(BaseModel, extra="allow"):
+    """A file or folder that a set was made from."""
+
+    name: str
+    origin: str = Field(alias="from")
+
+
+class LeftOut(BaseModel):
+    """An input that is not in the set, and why."""
+
+    name: str
+    reason: str
+
+
+class FileEntry(BaseModel):
+    """One file of a prepared set: bytes and digest."""
+
+    size: int
+    sha256: str
+
+
+class Card(BaseModel, extra="allow"):
+    """What a card must hold, so that nothing that reads one later meets a surprise."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    title: str
+    task: str
+    licence: str
+    terms: str
+    citation: str
+    recipe: Made | None
+    knobs: dict[str, Knob]
+    sources: list[Source]
+    prepared: str
+    content: str
+    images: list[int] = Field(min_length=4, max_length=4)
+    texts: int
+    splits: dict[str, int]
+    reported: list[LeftOut]
+    files: dict[str, FileEntry]
+    arrays: dict[str, dict] = {}
+    required: list[str] = list(PAIRED)
+
+    @model_validator(mode="after")
+    def _names_its_files(self) -> "Card":
+        missing = [name for name in _array_files(self.model_dump()).values() if name not in self.files]
+        if missing := [*missing, *(name for name in TABLES if name not in self.files)]:
+            raise ValueError(f"its files lack {', '.join(missing)}")
+        return self
 
 
 def read_card(folder: Path) -> dict:
@@ -111,49 +180,117 @@ def read_card(folder: Path) -> dict:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         if not isinstance(card, dict):
             raise ValueError("not a card")
-        if card.get("schema") == SCHEMA and CARD - card.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(CARD - card.keys()))}")
-    except (OSError, ValueError) as error:
-        raise MmkitError(f"the card of the prepared set {folder} cannot be read ({error}): delete that folder and prepare or add the set again") from error
+        if card.get("schema") in SCHEMAS:
+            Card.model_validate(card)
+    except (OSError, ValueError, RecursionError) as error:
+        remedy = "delete that folder and prepare or add the set again"
+        raise MmkitError(f"the card of the prepared set {folder} cannot be read ({_why(error)}): {remedy}") from error
     return card
+
+
+def _why(error: Exception) -> str:
+    """The reason in one line: of a card that breaks its model, the first field that does."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"it lacks {field}" if first["type"] == "missing" else f"{field}: {first['msg']}"
 
 
 def require_schema(folder: Path, card: dict) -> dict:
-    """The card, when it is of this mmkit's schema. Raises MmkitError."""
-    if card.get("schema") != SCHEMA:
-        raise MmkitError(f"the card of {folder} has schema {card.get('schema')}, this mmkit reads {SCHEMA}: delete that folder and prepare or add the set again")
+    """The card, when it is of a schema that this mmkit reads. Raises MmkitError."""
+    if card.get("schema") not in SCHEMAS:
+        found = f"schema {card.get('schema')}, this mmkit reads {' and '.join(map(str, SCHEMAS))}"
+        raise MmkitError(f"the card of {folder} has {found}: delete that folder and prepare or add the set again")
     return card
 
 
-def read_tables(folder: Path, card: dict) -> tuple[np.ndarray, pd.DataFrame, pd.DataFrame]:
-    """Images (memory-mapped), items and texts of a prepared set, its files held against the card.
+def read_tables(folder: Path, card: dict) -> tuple[dict[str, np.ndarray], pd.DataFrame, pd.DataFrame]:
+    """Arrays by modality (memory-mapped), items and texts of a prepared set, its files held against the card.
 
-    The tables by their hash, the images by their size and shape. Raises MmkitError when one differs.
+    Every file's size and the tables' hashes are compared each time. All bytes are read and compared with the content
+    hash once; that they were sound is remembered until a file's size, inode or time of change is another. So what is
+    loaded is what `content` names, unless the disk itself altered it: `check` reads all bytes whatever is remembered.
+    Raises MmkitError when something differs.
     """
     require_schema(folder, card)
-    for name in FILES:
-        path, expected = folder / name, card["files"][name]
+    for name, entry in card["files"].items():
+        path = folder / name
         size = path.stat().st_size if path.exists() else None
-        if size != expected["size"]:
-            found = "is missing" if size is None else f"has {size} bytes where the card says {expected['size']}"
-            raise MmkitError(f"the prepared set {folder} is damaged, {name} {found}: {_remedy(folder, card)}")
-        if name != "images.npy" and file_hash(path) != expected["sha256"]:
-            raise MmkitError(f"the prepared set {folder} is damaged, {name} differs from its hash on the card: {_remedy(folder, card)}")
-    images = np.load(folder / "images.npy", mmap_mode="r" if card["images"][0] else None, allow_pickle=False)
-    return images, pd.read_parquet(folder / "items.parquet"), pd.read_parquet(folder / "texts.parquet")
+        if size != entry["size"]:
+            found = "is missing" if size is None else f"has {size} bytes where the card says {entry['size']}"
+            raise _damaged(folder, card, f"{name} {found}")
+        if name in TABLES and file_hash(path) != entry["sha256"]:
+            raise _damaged(folder, card, f"{name} differs from its hash on the card")
+    arrays = _open_arrays(folder, card)
+    items, texts = (pd.read_parquet(folder / name) for name in TABLES)
+    mark = _mark(folder, card)
+    if not mark.exists():
+        _require_content(folder, card, arrays, items, texts)
+        _remember(mark, folder, card)
+    return arrays, items, texts
+
+
+def _open_arrays(folder: Path, card: dict) -> dict[str, np.ndarray]:
+    arrays = {}
+    for modality, name in _array_files(card).items():
+        if modality == "image" and not card["images"][0]:
+            continue  # a set of texts alone
+        try:
+            mode = "r" if card["files"][name]["size"] > HEADER else None  # what is empty cannot be mapped
+            arrays[modality] = np.load(folder / name, mmap_mode=mode, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise _damaged(folder, card, f"{name} is no array ({error})") from error
+    return arrays
 
 
 def check(folder: Path) -> dict:
-    """Hold a prepared set against its card in full: every file's hash, the content hash and the rules. Returns the card."""
+    """Hold a prepared set against its card in full: every file's hash, the content hash and the rules.
+
+    Returns the card. Raises MmkitError.
+    """
     card = read_card(folder)
-    images, items, texts = read_tables(folder, card)
-    if file_hash(folder / "images.npy") != card["files"]["images.npy"]["sha256"]:
-        raise MmkitError(f"the prepared set {folder} is damaged, images.npy differs from its hash on the card: {_remedy(folder, card)}")
-    validate(items, texts, images=len(images))
-    content = content_hash(hashlib.sha256(images.data).hexdigest(), images.shape, items, texts)
-    if content != card["content"]:
-        raise MmkitError(f"the prepared set {folder} has content {content[:12]}, its card says {card['content'][:12]}: {_remedy(folder, card)}")
+    arrays, items, texts = read_tables(folder, card)
+    _require_content(folder, card, arrays, items, texts)
+    counts = {name: len(array) for name, array in arrays.items() if name != "image"}
+    images, required = len(arrays.get("image", ())), card.get("required", PAIRED)
+    validate(items, texts, images=images, arrays=counts, required=required)
     return card
+
+
+def _require_content(folder: Path, card: dict, arrays: dict, items: pd.DataFrame, texts: pd.DataFrame) -> None:
+    """Raises MmkitError when the bytes of an array are not those of the card, or all together not its content."""
+    described = {}
+    for modality, array in arrays.items():
+        name = array_file(modality)
+        if file_hash(folder / name) != card["files"][name]["sha256"]:
+            raise _damaged(folder, card, f"{name} differs from its hash on the card")
+        shape = {"sha256": hashlib.sha256(array.data).hexdigest(), "shape": list(array.shape), "dtype": array.dtype.str}
+        described[modality] = card.get("arrays", {}).get(modality, {}) | shape
+    content = content_hash(described, items, texts)
+    if content != card["content"]:
+        found = f"has content {content[:12]}, its card says {card['content'][:12]}"
+        raise MmkitError(f"the prepared set {folder} {found}: {_remedy(folder, card)}")
+
+
+def _mark(folder: Path, card: dict) -> Path:
+    """The empty file whose presence says that the files of a set, as they are now, hold the card's content."""
+    stats = {name: (folder / name).stat() for name in card["files"]}
+    seen = {name: [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
+    key = json.dumps([card["content"], card.get("arrays"), seen], sort_keys=True)
+    return data_root() / "cache" / "sound" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _remember(mark: Path, folder: Path, card: dict) -> None:
+    """Leave the mark, unless a file is so young that a change within the same tick of the clock would be missed."""
+    stats = [(folder / name).stat() for name in card["files"]]
+    if time.time() - max(max(stat.st_mtime, stat.st_ctime) for stat in stats) < YOUNG or mark != _mark(folder, card):
+        return
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError:
+        return  # nothing can be written, and the bytes are read again next time
 
 
 def _open_local(name: str, knobs: dict) -> tuple[Path, dict]:
@@ -170,14 +307,23 @@ def _stale(folder: Path, recipe: Recipe, settings: dict[str, Knob]) -> str | Non
     if not (folder / "card.json").exists():
         return "not prepared"
     card = read_card(folder)
-    if card.get("schema") != SCHEMA:
-        return f"its card has schema {card.get('schema')}, this mmkit writes {SCHEMA}"
+    if card.get("schema") not in SCHEMAS:
+        return f"its card has schema {card.get('schema')}, which this mmkit does not read"
     made_by = card.get("recipe")
     if made_by is None:
         raise MmkitError(f"{folder} is a set of your own with the name of a recipe: give that folder another name")
     if made_by.get("version") != recipe.version:
         return f"made by version {made_by.get('version')} of its recipe, now {recipe.version}"
     return None if card.get("knobs") == settings else "made with other knobs"
+
+
+def _array_files(card: dict) -> dict[str, str]:
+    """Modality -> file of a set's arrays. A card of schema 1 has the images alone and does not list them."""
+    return {name: array_file(name) for name in card.get("arrays") or ("image",)}
+
+
+def _damaged(folder: Path, card: dict, how: str) -> MmkitError:
+    return MmkitError(f"the prepared set {folder} is damaged, {how}: {_remedy(folder, card)}")
 
 
 def _remedy(folder: Path, card: dict) -> str:

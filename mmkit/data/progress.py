@@ -14,4 +14,13 @@ def progress(items: Iterable | None = None, *, label: str, unit: str, total: int
     """
     by_hand = "ipykernel" in sys.modules and not os.environ.get("MMKIT_RUN_DIR") and not os.environ.get("CI")
     size = {"unit": "B", "unit_scale": True} if unit == "B" else {"unit": f" {unit}"}
-    return tqdm(items, desc=label, total=total, initial=start, leave=False, delay=1, disable=not (by_hand or sys.stderr.isatty()), **size)
+    return tqdm(
+        items,
+        desc=label,
+        total=total,
+        initial=start,
+        leave=False,
+        delay=1,
+        disable=not (by_hand or sys.stderr.isatty()),
+        **size,
+    )

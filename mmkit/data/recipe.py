@@ -75,7 +75,9 @@ class Recipe:
             name, equals, text = word.partition("=")
             name = name.lstrip("-").replace("-", "_")
             if not equals:
-                raise MmkitError(f"cannot read {word!r}: write a knob as name=value, for example {next(iter(self.knobs), 'size')}=64")
+                raise MmkitError(
+                    f"cannot read {word!r}: write a knob as name=value, for example {next(iter(self.knobs), 'size')}=64"
+                )
             if name not in self.knobs:
                 raise unknown(f"knob of {self.name!r}", name, self.knobs)
             knobs[name] = _from_text(text, type(self.knobs[name]))
@@ -95,7 +97,9 @@ class Recipe:
             return int(value)
         if kind in (str, bool) and isinstance(value, kind):
             return value
-        raise MmkitError(f"{name}={value!r} is not {TYPE_NAMES[kind]}: knob {name!r} of {self.name!r} expects {kind.__name__}, for example {self.knobs[name]!r}")
+        raise MmkitError(
+            f"{name}={value!r} is not {TYPE_NAMES[kind]}: knob {name!r} of {self.name!r} expects {kind.__name__}, for example {self.knobs[name]!r}"
+        )
 
 
 def _from_text(text: str, kind: type) -> Knob:
@@ -113,7 +117,9 @@ def recipe_names() -> tuple[str, ...]:
     """The names of the recipes in `data_recipes/`."""
     import data_recipes
 
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(data_recipes.__path__) if not module.name.startswith("_")))
+    return tuple(
+        sorted(module.name for module in pkgutil.iter_modules(data_recipes.__path__) if not module.name.startswith("_"))
+    )
 
 
 def find_recipe(name: str) -> Recipe:

@@ -17,7 +17,13 @@ def split_by_hash(groups: Iterable[str], *, val: float = 0.1, test: float = 0.1)
     groups = list(groups)
     order = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     if len(order) < 3:
-        raise MmkitError(f"{len(order)} groups cannot be split into train, val and test: give at least 3, or name the splits in a column 'split'")
+        raise MmkitError(
+            f"{len(order)} groups cannot be split into train, val and test: give at least 3, or name the splits in a column 'split'"
+        )
     n_val, n_test = max(1, round(val * len(order))), max(1, round(test * len(order)))
-    split = dict.fromkeys(order, "train") | dict.fromkeys(order[:n_val], "val") | dict.fromkeys(order[n_val : n_val + n_test], "test")
+    split = (
+        dict.fromkeys(order, "train")
+        | dict.fromkeys(order[:n_val], "val")
+        | dict.fromkeys(order[n_val : n_val + n_test], "test")
+    )
     return np.array([split[group] for group in groups], dtype=object)

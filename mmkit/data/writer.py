@@ -1,8 +1,9 @@
-"""Writing a prepared set: images streamed to one array file, two tables, and a card, under a temporary name until all is on the disk."""
+"""Writing a prepared set: arrays streamed to files, two tables, a card; under a temporary name until all is there."""
 
 import datetime
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,20 +13,21 @@ import numpy as np
 import pandas as pd
 
 from mmkit.data.folders import file_hash, sync, writing
-from mmkit.errors import MmkitError
+from mmkit.data.rules import ITEM_COLUMNS, PAIRED, TEXT_COLUMNS, array_file, content_hash, validate
+from mmkit.errors import MmkitError, unknown
 
-SCHEMA = 1
-POOLS = ("pool_image", "pool_text")
-ITEM_COLUMNS = ("id", "image", "split", "group")
-TEXT_COLUMNS = ("item", "text", "language", "role")
-FILES = ("images.npy", "items.parquet", "texts.parquet")
+TABLES = ("items.parquet", "texts.parquet")
+HEADER = 128  # bytes before the entries of an array
+ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+NO_ARRAY_NAMES = {*ITEM_COLUMNS, *TEXT_COLUMNS, "images", "items", "texts"}
 
 
 class Writer:
     """Fills one prepared set; `finish` checks it and gives it its name.
 
-    Images are (H, W, 3) uint8, all of one size. Items and texts go in one by one or as whole tables; an item's row
-    and an image's row are the numbers that `item` and `image` return, counted from 0 in the order of adding.
+    Images are (H, W, 3) uint8, all of one size. The entries of any other array have one shape and one type of their
+    own. Items and texts go in one by one or as whole tables. The row of an item, an image or an array's entry is the
+    number that `item`, `image` or `array` returns, counted from 0 in the order of adding.
     """
 
     def __init__(self, target: Path):
@@ -33,10 +35,9 @@ class Writer:
         with writing(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-            self._file = open(self.folder / FILES[0], "wb")
-        self._shape: tuple[int, ...] | None = None
-        self._count = {"images": 0, "items": 0}
-        self._digest = hashlib.sha256()
+        self._arrays: dict[str, _ArrayFile] = {}
+        self._required: tuple[str, ...] | None = None
+        self._count = 0  # items
         self._tables: dict[str, list] = {"items": [], "texts": []}
         self._rows: dict[str, list] = {"items": [], "texts": []}
         self.reported: list[dict[str, str]] = []
@@ -47,35 +48,56 @@ class Writer:
 
     def images(self, pixels: np.ndarray) -> np.ndarray:
         """Add a batch of images, (B, H, W, 3) uint8; returns their rows, (B,) int64."""
-        pixels = np.ascontiguousarray(pixels)
+        pixels = np.asarray(pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise MmkitError(f"images must be uint8 of shape (N, H, W, 3), got {pixels.dtype} {pixels.shape}")
-        with writing(self.target.parent):
-            if self._shape is None:
-                self._shape = pixels.shape[1:]
-                self._file.write(_array_header((0, *self._shape)))
-            if pixels.shape[1:] != self._shape:
-                raise MmkitError(f"image {self._count['images']} has shape {pixels.shape[1:]}, the ones before it {self._shape}: resize them to one size")
-            self._file.write(pixels.data)
-        self._digest.update(pixels.data)
-        first = self._count["images"]
-        self._count["images"] += len(pixels)
-        return np.arange(first, first + len(pixels))
+        return self._add("image", pixels, {})
 
-    def item(self, id: str, *, split: str, image: int = -1, group: str | None = None, **labels: int | str) -> int:
-        """Add one item; `group` is the cluster it belongs to (default: itself). Returns its row."""
-        self._rows["items"].append({"id": id, "image": image, "split": split, "group": id if group is None else group, **labels})
-        self._count["items"] += 1
-        return self._count["items"] - 1
+    def array(self, name: str, values: np.ndarray, **about: int | float | str) -> np.ndarray:
+        """Add a batch of entries, (B, ...) numbers, to the array of a modality; returns their rows, (B,) int64.
+
+        name: the modality, for example "audio". An item names its entry in the column of that name (-1: it has none).
+        about: what a reader must know of the entries, for the card, for example sampling_rate=16000.
+        """
+        if name == "image":
+            return self.images(values)
+        if not ARRAY_NAME.fullmatch(name) or name in NO_ARRAY_NAMES:
+            raise MmkitError(f"{name!r} is no name for an array: use lower-case letters, digits and '_', as in audio")
+        values = np.asarray(values)
+        if values.dtype.kind not in "biuf" or values.ndim < 2:
+            raise MmkitError(f"array {name!r} must hold numbers of shape (N, ...), got {values.dtype} {values.shape}")
+        strange = [key for key, value in about.items() if not isinstance(value, int | float | str)]
+        if strange or {"dtype", "shape", "sha256"} & about.keys():
+            raise MmkitError(f"array {name!r}: options are numbers or texts, without dtype, shape and sha256: {about}")
+        return self._add(name, values.astype(values.dtype.newbyteorder("<"), copy=False), about)
+
+    def require(self, *modalities: str) -> None:
+        """Say which modalities every item outside the pools must have, where these are not image and text.
+
+        None are required of a set with further arrays that does not say so: an item may miss any, but not all.
+        """
+        self._required = modalities
+
+    def item(self, id: str, *, split: str, image: int = -1, group: str | None = None, **columns: int | str) -> int:
+        """Add one item; returns its row.
+
+        group: the cluster it belongs to (default: itself). columns: labels, and its row in each further array.
+        """
+        row = {"id": id, "image": image, "split": split, "group": id if group is None else group, **columns}
+        self._rows["items"].append(row)
+        self._count += 1
+        return self._count - 1
 
     def items(self, table: pd.DataFrame) -> np.ndarray:
-        """Add a table of items with columns id and split, and optionally image, group and labels. Returns their rows."""
+        """Add a table of items with columns id and split, and optionally image, further arrays, group and labels.
+
+        Returns their rows, (B,) int64.
+        """
         self._flush("items")
-        table = table.assign(**{name: default for name, default in (("image", -1), ("group", table["id"])) if name not in table})
-        self._tables["items"].append(table)
-        first = self._count["items"]
-        self._count["items"] += len(table)
-        return np.arange(first, first + len(table))
+        defaults = (("image", -1), ("group", table.get("id")))
+        self._tables["items"].append(table.assign(**{name: value for name, value in defaults if name not in table}))
+        self._count += len(table)
+        return np.arange(self._count - len(table), self._count)
 
     def text(self, item: int, text: str, *, language: str = "en", role: str = "caption") -> None:
         """Add one text of the item in row `item`."""
@@ -84,7 +106,8 @@ class Writer:
     def texts(self, table: pd.DataFrame) -> None:
         """Add a table of texts with columns item and text, and optionally language and role."""
         self._flush("texts")
-        self._tables["texts"].append(table.assign(**{name: default for name, default in (("language", "en"), ("role", "caption")) if name not in table}))
+        defaults = (("language", "en"), ("role", "caption"))
+        self._tables["texts"].append(table.assign(**{name: value for name, value in defaults if name not in table}))
 
     def report(self, name: str, reason: str) -> None:
         """Note on the card, by name, an input that was left out, and why."""
@@ -95,31 +118,22 @@ class Writer:
 
         about: what the card says of name, recipe, terms and sources. Raises MmkitError when the set breaks a rule.
         """
-        if self._shape is None:
-            self._shape = (1, 1, 3)
-            self._file.write(_array_header((0, *self._shape)))
         items, texts = self._table("items", ITEM_COLUMNS), self._table("texts", TEXT_COLUMNS)
-        validate(items, texts, images=self._count["images"])
-        shape = (self._count["images"], *self._shape)
+        further, required = self._further(), self._requires()
+        counts = {name: self._arrays[name].count for name in further}
+        images = self._arrays["image"].count if "image" in self._arrays else 0
+        validate(items, texts, images=images, arrays=counts, required=required)
+        if not self._arrays:  # a set of texts alone has an empty array of images, which is in its hash
+            self._arrays["image"] = _ArrayFile(self.folder / "images.npy", np.dtype(np.uint8), (1, 1, 3))
         with writing(self.target.parent):
-            self._file.seek(0)
-            self._file.write(_array_header(shape))
-            self._file.close()
-            items.to_parquet(self.folder / FILES[1], index=False)
-            texts.to_parquet(self.folder / FILES[2], index=False)
-            card = {
-                "schema": SCHEMA,
-                **about,
-                "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "content": content_hash(self._digest.hexdigest(), shape, items, texts),
-                "images": list(shape),
-                "texts": len(texts),
-                "splits": {str(name): int(count) for name, count in items["split"].value_counts(sort=False).items()},
-                "reported": self.reported,
-                "files": {name: {"size": (self.folder / name).stat().st_size, "sha256": file_hash(self.folder / name)} for name in FILES},
-            }
-            (self.folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            for name in (*FILES, "card.json"):
+            for array in self._arrays.values():
+                array.close()
+            for name, table in zip(TABLES, (items, texts)):
+                table.to_parquet(self.folder / name, index=False)
+            card = self._card(about, items, texts)
+            text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+            (self.folder / "card.json").write_text(text, encoding="utf-8")
+            for name in (*card["files"], "card.json"):
                 sync(self.folder / name)
             sync(self.folder)
             self._take_name()
@@ -127,8 +141,55 @@ class Writer:
 
     def discard(self) -> None:
         """Remove what was written; does nothing after `finish`."""
-        self._file.close()
+        for array in self._arrays.values():
+            array.file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _add(self, name: str, values: np.ndarray, about: dict) -> np.ndarray:
+        with writing(self.target.parent):
+            if name not in self._arrays:
+                path = self.folder / array_file(name)
+                self._arrays[name] = _ArrayFile(path, values.dtype, values.shape[1:], about)
+            array = self._arrays[name]
+            if values.shape[1:] != array.shape:
+                what, shapes = f"{name} {array.count}", f"{values.shape[1:]}, the ones before it {array.shape}"
+                remedy = "resize them to one size" if name == "image" else "cut or pad them to one shape"
+                raise MmkitError(f"{what} has shape {shapes}: {remedy}")
+            if (values.dtype, about) != (array.dtype, array.about):
+                before = f"{array.dtype} {array.about}"
+                raise MmkitError(f"{name} {array.count} is {values.dtype} {about}, the ones before it {before}")
+            return array.add(values)
+
+    def _further(self) -> list[str]:
+        """The modalities that have an array, images aside."""
+        return [name for name in self._arrays if name != "image"]
+
+    def _requires(self) -> tuple[str, ...]:
+        there = {*PAIRED, *self._further()}
+        for name in self._required or ():
+            if name not in there:
+                raise unknown("modality", name, there)
+        return self._required if self._required is not None else () if self._further() else PAIRED
+
+    def _card(self, about: dict, items: pd.DataFrame, texts: pd.DataFrame) -> dict:
+        described = {name: array.described() for name, array in self._arrays.items()}
+        shape = described["image"]["shape"] if "image" in described else [0, 1, 1, 3]
+        # what a reader of schema 1 would misunderstand is said by the number
+        wide = {"arrays": described, "required": list(self._requires())}
+        plain = not self._further() and self._requires() == PAIRED
+        files = [*(array_file(name) for name in self._arrays), *TABLES]
+        return {
+            "schema": 1 if plain else 2,
+            **about,
+            "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "content": content_hash(described, items, texts),
+            "images": shape,
+            **({} if plain else wide),
+            "texts": len(texts),
+            "splits": {str(name): int(count) for name, count in items["split"].value_counts(sort=False).items()},
+            "reported": self.reported,
+            "files": {name: _file_entry(self.folder / name) for name in files},
+        }
 
     def _take_name(self) -> None:
         """Move the folder to its name. An older set there is moved aside first and removed after."""
@@ -158,67 +219,59 @@ class Writer:
         table = pd.concat(self._tables[kind], ignore_index=True)
         missing = [name for name in columns if name not in table]
         if missing:
-            raise MmkitError(f"the {kind} of {self.target.name!r} lack the column {missing[0]!r}: expected {', '.join(columns)}")
-        order = [*columns, *(name for name in table if name not in columns)] if kind == "items" else list(columns)
-        return pd.DataFrame({name: _plain(table[name], name, whole=name in ("image", "item")) for name in order})
+            expected = ", ".join(columns)
+            raise MmkitError(f"the {kind} of {self.target.name!r} lack the column {missing[0]!r}: expected {expected}")
+        if kind == "texts":
+            return pd.DataFrame({name: _plain(table[name], name, whole=name == "item") for name in columns})
+        for name in self._further():  # an item that names no entry has none
+            table[name] = table[name].fillna(-1) if name in table else -1
+        order = [*columns, *(name for name in table if name not in columns)]
+        rows = {"image", *self._further()}
+        return pd.DataFrame({name: _plain(table[name], name, whole=name in rows) for name in order})
 
     def _left_out(self) -> str:
-        return f": {len(self.reported)} inputs were left out, first {self.reported[0]['name']} ({self.reported[0]['reason']})" if self.reported else ""
+        if not self.reported:
+            return ""
+        first = f"{self.reported[0]['name']} ({self.reported[0]['reason']})"
+        return f": {len(self.reported)} inputs were left out, first {first}"
 
 
-def validate(items: pd.DataFrame, texts: pd.DataFrame, *, images: int) -> None:
-    """The rules of a prepared set. Raises MmkitError naming the first offenders and the remedy."""
+class _ArrayFile:
+    """One array, streamed to a .npy file; its header is written again when the number of entries is known."""
 
-    def refuse(bad: pd.Series, problem: str, remedy: str) -> None:
-        if bad.any():
-            names = items["id"][bad].tolist()
-            raise MmkitError(f"{len(names)} of {len(items)} items {problem} ({some(names)}): {remedy}")
+    def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, ...], about: dict | None = None):
+        self.dtype, self.shape, self.about, self.count = dtype, shape, about or {}, 0
+        self.digest = hashlib.sha256()
+        self.file = open(path, "wb")
+        self.file.write(self._header())
 
-    if not len(items):
-        raise MmkitError("the set has no items: nothing usable was found in its source")
-    refuse(items["id"].duplicated(), "repeat an id", "give every item its own id")
-    beyond = (items["image"] < -1) | (items["image"] >= images)
-    refuse(beyond, f"point beyond the {images} images", "use the rows that Writer.image returned, or -1 for no image")
-    refuse(items["split"].str.strip() == "", "have no split", "name a split for each, for example train")
-    refuse(items["group"].str.strip() == "", "have no group", "name a group for each, or leave the column out")
-    strays = texts[(texts["item"] < 0) | (texts["item"] >= len(items))]
-    if len(strays):
-        raise MmkitError(f"{len(strays)} texts point beyond the {len(items)} items, first {strays['text'].iloc[0]!r}: use the rows that Writer.item returned")
-    blank = pd.Series(False, index=items.index)
-    blank[texts["item"][texts["text"].str.strip() == ""].unique()] = True
-    refuse(blank, "have a blank text", "drop the text or write one")
-    has_image, has_text = items["image"] >= 0, items.index.isin(texts["item"])
-    needs_image, needs_text = items["split"] != "pool_text", items["split"] != "pool_image"
-    refuse(needs_image & ~has_image, "have no image", "leave them out, or put text alone in the split pool_text")
-    refuse(needs_text & ~has_text, "have no text", "leave them out, or put images alone in the split pool_image")
-    refuse(~needs_image & has_image, "of the split pool_text have an image", "use another split, or no image")
-    refuse(~needs_text & has_text, "of the split pool_image have a text", "use another split, or no text")
-    side = items["split"].replace(dict.fromkeys(POOLS, "train"))  # what is learnt from without labels counts as train
-    splits = side.groupby(items["group"], sort=False).nunique()
-    if (splits > 1).any():
-        group = splits.index[splits > 1][0]
-        inside = ", ".join(items["split"][items["group"] == group].unique())
-        remedy = "keep all items of a group in one split, or test scores leak"
-        raise MmkitError(f"{int((splits > 1).sum())} groups are in more than one split, first {group!r} in {inside}: {remedy}")
+    def add(self, values: np.ndarray) -> np.ndarray:
+        values = np.ascontiguousarray(values)
+        self.file.write(values.data)
+        self.digest.update(values.data)
+        self.count += len(values)
+        return np.arange(self.count - len(values), self.count)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self.file.write(self._header())
+        self.file.close()
+
+    def described(self) -> dict:
+        """What card and content hash say of the array."""
+        shape = [self.count, *map(int, self.shape)]
+        return {"sha256": self.digest.hexdigest(), "shape": shape, "dtype": self.dtype.str, **self.about}
+
+    def _header(self) -> bytes:
+        """HEADER bytes whatever the count, so that they can be written again in place."""
+        shape = (self.count, *map(int, self.shape))
+        text = f"{{'descr': {self.dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+        room = HEADER - 10  # after the magic string, the version and the room itself
+        return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1).encode("latin1") + b"\n"
 
 
-def some(names: Sequence[str], count: int = 3) -> str:
-    """The first few names, as a message shows them."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def content_hash(images_sha256: str, shape: Sequence[int], items: pd.DataFrame, texts: pd.DataFrame) -> str:
-    """What identifies a set on every platform: sha256 over the images' bytes and canonical JSON lines of the tables.
-
-    The tables' files are not used: their bytes differ between versions of the Parquet writer.
-    """
-    digest = hashlib.sha256(json.dumps({"images": images_sha256, "shape": [int(n) for n in shape]}).encode())
-    for table in (items, texts):
-        names = sorted(table)
-        digest.update(json.dumps(names).encode() + b"\n")
-        for row in zip(*(table[name].tolist() for name in names), strict=True):
-            digest.update(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-    return digest.hexdigest()
+def _file_entry(path: Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _plain(column: pd.Series, name: str, *, whole: bool) -> pd.Series:
@@ -226,19 +279,20 @@ def _plain(column: pd.Series, name: str, *, whole: bool) -> pd.Series:
     column = column.infer_objects()
     missing = np.flatnonzero(column.isna())
     if len(missing):
-        raise MmkitError(f"column {name!r} misses {len(missing)} values, first in row {missing[0]}: write '' or -1 for an unknown label")
+        where = f"misses {len(missing)} values, first in row {missing[0]}"
+        raise MmkitError(f"column {name!r} {where}: write '' or -1 for an unknown label")
     label = name not in (*ITEM_COLUMNS, *TEXT_COLUMNS)
     if (whole or label) and (pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column)):
         return column.astype("int64")
     values = column.tolist()
-    if not whole and all(isinstance(value, str) for value in values):
-        return column.astype(object)
-    wrong = next(value for value in values if whole or not isinstance(value, str))
-    expected = "whole numbers or texts" if label else "whole numbers" if whole else "texts"
+    if whole:  # rows in an array become floats beside the gaps of other items
+        strange = [value for value in values if not (isinstance(value, float) and value.is_integer())]
+        if not strange:
+            return column.astype("int64")
+    else:
+        strange = [value for value in values if not isinstance(value, str)]
+        if not strange:
+            return column.astype(object)
+    wrong = strange[0]
+    expected = "whole numbers" if whole else "whole numbers or texts" if label else "texts"
     raise MmkitError(f"column {name!r} holds {wrong!r}, a {type(wrong).__name__}: expected {expected}")
-
-
-def _array_header(shape: tuple[int, ...]) -> bytes:
-    """The 128-byte header of a .npy file of uint8; a fixed length, so that it can be written again when the count is known."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(int(n) for n in shape)}, }}"
-    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode("latin1") + b"\n"
