@@ -19,7 +19,9 @@ MUTANTS = ROOT / "tests" / "mutants"
 def exercises(path) -> dict[str, tuple[dict, dict]]:
     """id of each exercise -> its cell and the cell that checks it."""
     code = notebooks.code_cells(notebooks.read(path))
-    return {cell["id"]: (cell, code[place + 1]) for place, cell in enumerate(code) if "exercise" in notebooks.tags(cell)}
+    return {
+        cell["id"]: (cell, code[place + 1]) for place, cell in enumerate(code) if "exercise" in notebooks.tags(cell)
+    }
 
 
 def mutants(path) -> dict:
@@ -31,7 +33,9 @@ def mutants(path) -> dict:
 def _globals(table: symtable.SymbolTable) -> set[str]:
     """Names of the module that a scope, or one inside it, reads."""
     top = table.get_type() == "module"
-    read = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (top or symbol.is_global())}
+    read = {
+        symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (top or symbol.is_global())
+    }
     return read.union(*map(_globals, table.get_children()))
 
 
@@ -103,7 +107,9 @@ class Bench:
 
 @functools.cache
 def _bench(path, cells: tuple[str, ...], values: str) -> Bench:
-    return Bench(path, [cell for cell in notebooks.code_cells(notebooks.read(path)) if cell["id"] in cells], json.loads(values))
+    return Bench(
+        path, [cell for cell in notebooks.code_cells(notebooks.read(path)) if cell["id"] in cells], json.loads(values)
+    )
 
 
 def bench(path, exercise: str) -> Bench:

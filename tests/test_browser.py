@@ -47,7 +47,10 @@ def at_smoke_size(path, folder):
     for cell in notebooks.code_cells(notebook):
         cell["outputs"], cell["execution_count"] = [], None
         if "parameters" in notebooks.tags(cell):
-            lines = [line if isinstance(line, str) else f"{line.name}: {line.type} = {line.default!r}  # {line.help}" for line in declared.values()]
+            lines = [
+                line if isinstance(line, str) else f"{line.name}: {line.type} = {line.default!r}  # {line.help}"
+                for line in declared.values()
+            ]
             cell["source"] = "\n".join(lines)
     (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
 
@@ -58,7 +61,9 @@ def server(tmp_path_factory):
     home = tmp_path_factory.mktemp("jupyter")
     for name in ("files", "config/labconfig", "data", "runtime"):
         (home / name).mkdir(parents=True)
-    (home / "config" / "labconfig" / "page_config.json").write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    (home / "config" / "labconfig" / "page_config.json").write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
+    )
     for path in NOTEBOOKS:
         at_smoke_size(path, home / "files")
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
@@ -68,9 +73,17 @@ def server(tmp_path_factory):
         "ServerApp.ip": "127.0.0.1", "ServerApp.port": 0, "ServerApp.root_dir": home / "files", "ServerApp.open_browser": False, "ServerApp.allow_root": True,
         "IdentityProvider.token": token, "LabApp.extension_manager": "readonly",
     }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", "--expose-app-in-browser", *(f"--{name}={value}" for name, value in options.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--expose-app-in-browser",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     with open(home / "log", "wb") as log:
-        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=home, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield _address(process, home), token
     finally:
@@ -114,9 +127,16 @@ def run_all(page, server, path):
     page.evaluate(RUN_ALL)
     page.wait_for_function("() => window.ran", polling=POLLING)
     cells = page.evaluate(CELLS)
-    errors = [(cell["id"], output["ename"], output["evalue"]) for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    errors = [
+        (cell["id"], output["ename"], output["evalue"])
+        for cell in cells
+        for output in cell["outputs"]
+        if output["output_type"] == "error"
+    ]
     assert errors == []
-    assert [cell["count"] for cell in cells if cell["type"] == "code"] == list(range(1, 1 + sum(cell["type"] == "code" for cell in cells)))
+    assert [cell["count"] for cell in cells if cell["type"] == "code"] == list(
+        range(1, 1 + sum(cell["type"] == "code" for cell in cells))
+    )
     return cells
 
 
@@ -147,7 +167,9 @@ def test_the_first_notebook_runs_and_shows_its_figure(page, server):
     figure.scroll_into_view_if_needed()
     assert figure.evaluate("image => image.complete && image.naturalWidth") > 500
     keep(page, "00-figure")
-    assert "How often the worse strategy wins" in output.last.inner_text(), "the caption carries the finding: JupyterLab shows no alt text"
+    assert "How often the worse strategy wins" in output.last.inner_text(), (
+        "the caption carries the finding: JupyterLab shows no alt text"
+    )
 
 
 def test_a_widget_moves_the_figure(page, server):
@@ -160,24 +182,38 @@ def test_a_widget_moves_the_figure(page, server):
     handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    page.wait_for_function("([cell, before]) => cell.querySelector('.jp-OutputArea-output img')?.getAttribute('src') !== before", arg=[cell.element_handle(), before], polling=POLLING)
+    page.wait_for_function(
+        "([cell, before]) => cell.querySelector('.jp-OutputArea-output img')?.getAttribute('src') !== before",
+        arg=[cell.element_handle(), before],
+        polling=POLLING,
+    )
     page.wait_for_function(OPEN, polling=POLLING)
     keep(page, "01-widget-after")
-    assert figure.evaluate("image => image.complete && image.naturalWidth") > 500 and figure.get_attribute("src") != before
+    assert (
+        figure.evaluate("image => image.complete && image.naturalWidth") > 500 and figure.get_attribute("src") != before
+    )
     assert cell.locator(".jp-OutputArea-output em").first.inner_text() != caption
 
 
 def test_the_search_box_finds_pictures_and_a_click_tells_their_captions(page, server):
     cells = run_all(page, server, notebook("11"))
     cell = shown(page, holding(cells, "application/vnd.jupyter.widget-view+json")[0])
-    field, picture, answer = cell.locator("input[type=text]").first, cell.locator(".mmkit-found-0"), cell.locator(".widget-html-content").last
+    field, picture, answer = (
+        cell.locator("input[type=text]").first,
+        cell.locator(".mmkit-found-0"),
+        cell.locator(".widget-html-content").last,
+    )
     picture.scroll_into_view_if_needed()
     looks = "element => getComputedStyle(element).backgroundImage"
     before = [cell.locator(f".mmkit-found-{place}").evaluate(looks) for place in range(5)]
-    assert all(look.startswith('url("data:image/png') for look in before) and len(set(before)) == 5, "five pictures, none of them twice"
+    assert all(look.startswith('url("data:image/png') for look in before) and len(set(before)) == 5, (
+        "five pictures, none of them twice"
+    )
     field.fill("dragon")
     field.press("Enter")
-    page.wait_for_function("answer => answer.innerText.includes('dragon')", arg=answer.element_handle(), polling=POLLING)
+    page.wait_for_function(
+        "answer => answer.innerText.includes('dragon')", arg=answer.element_handle(), polling=POLLING
+    )
     keep(page, "11-search")
     picture.click()
     page.wait_for_function("answer => answer.innerHTML.includes('<br>')", arg=answer.element_handle(), polling=POLLING)

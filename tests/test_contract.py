@@ -15,7 +15,11 @@ FIRST = """# Does more data help?
 
 **Data and terms** none."""
 EXERCISE = "### BEGIN SOLUTION\nanswer = 2\n### END SOLUTION"
-FIGURE = {"output_type": "display_data", "data": {"image/png": "aGk=", "text/plain": "[figure]"}, "metadata": {"image/png": {"alt": "A line that rises from left to right."}}}
+FIGURE = {
+    "output_type": "display_data",
+    "data": {"image/png": "aGk=", "text/plain": "[figure]"},
+    "metadata": {"image/png": {"alt": "A line that rises from left to right."}},
+}
 PROFILES = "05_valid:\n  smoke: {pairs: 8}\n  other: [{rates: [0.1]}]\n  limits: {smoke: {seconds: 9, gigabytes: 1}, lab: {seconds: 30, gigabytes: 2}}\n"
 
 
@@ -24,7 +28,14 @@ def markdown(identity, text):
 
 
 def code(identity, text, *tags, outputs=()):
-    return {"cell_type": "code", "id": identity, "metadata": {"tags": list(tags)} if tags else {}, "source": text, "outputs": list(outputs), "execution_count": None}
+    return {
+        "cell_type": "code",
+        "id": identity,
+        "metadata": {"tags": list(tags)} if tags else {},
+        "source": text,
+        "outputs": list(outputs),
+        "execution_count": None,
+    }
 
 
 def stream(text, name="stdout"):
@@ -35,7 +46,11 @@ def valid():
     cells = [
         markdown("question", FIRST),
         code("set-up", "import numpy as np"),
-        code("parameters", "pairs: int = 64  # labelled pairs\nrates: list[float] = [1e-3, 0.01]  # learning rates", "parameters"),
+        code(
+            "parameters",
+            "pairs: int = 64  # labelled pairs\nrates: list[float] = [1e-3, 0.01]  # learning rates",
+            "parameters",
+        ),
         code("result", "total = pairs * len(rates)\nprint(total)", "nbval-check-output", outputs=[stream("128\n")]),
         code("figure", "show(np.arange(total))", outputs=[deepcopy(FIGURE)]),
         markdown("exercises", "## Exercises\nHow many?"),
@@ -91,51 +106,119 @@ MUTATIONS = {
     "kernel": (lambda n: n["metadata"]["kernelspec"].update(name="conda-env"), "its kernel is not python3"),
     "run metadata": (lambda n: n["metadata"].update(papermill={}), "metadata.papermill is a left-over"),
     "widget state": (lambda n: n["metadata"].update(widgets={}), "metadata.widgets is a left-over"),
-    "cell times": (lambda n: cell(n, "result")["metadata"].update(execution={}), "cell result: metadata.execution is a left-over"),
+    "cell times": (
+        lambda n: cell(n, "result")["metadata"].update(execution={}),
+        "cell result: metadata.execution is a left-over",
+    ),
     "size": (sets("found", source="## What was found\n" + "x" * 1_000_001), "exceed 1,000,000"),
-    "cells": (adds(5, *[markdown(f"extra-{k}", "text") for k in "abcdefghijklmnopqrstuvwxyzabcd"]), "41 cells exceed 40"),
-    "code lines": (adds(5, *[code(f"long-{k}", "x = 1\n" * 19) for k in "abcdefghijklmnopq"]), "lines of code exceed 250"),
+    "cells": (
+        adds(5, *[markdown(f"extra-{k}", "text") for k in "abcdefghijklmnopqrstuvwxyzabcd"]),
+        "41 cells exceed 40",
+    ),
+    "code lines": (
+        adds(5, *[code(f"long-{k}", "x = 1\n" * 19) for k in "abcdefghijklmnopq"]),
+        "lines of code exceed 250",
+    ),
     "cell lines": (sets("set-up", source="x = 1\n" * 21), "cell set-up: 21 lines of code exceed 20"),
     "same id": (sets("found", id="limits"), "cell limits: 2 cells have this id"),
     "random id": (sets("found", id="3f2a9c1e"), "cell 3f2a9c1e: an id is readable"),
-    "tag": (lambda n: cell(n, "result")["metadata"].update(tags=["nbval-check-ouput"]), "did you mean 'nbval-check-output'?"),
-    "no question": (source("question", "help?", "helps."), "cell question: the first cell begins with the title as a question"),
+    "tag": (
+        lambda n: cell(n, "result")["metadata"].update(tags=["nbval-check-ouput"]),
+        "did you mean 'nbval-check-output'?",
+    ),
+    "no question": (
+        source("question", "help?", "helps."),
+        "cell question: the first cell begins with the title as a question",
+    ),
     "no label": (source("question", "**You need first**", "You need"), "lacks `**You need first**`"),
     "no times": (source("question", "5 s and 0.5 GB on 2 cores", "little"), "goes on with `N s and N GB on 2 cores`"),
     "too slow": (source("question", "5 s and", "45 s and"), "stated 45 s and 0.5 GB exceed the limits"),
     "two titles": (sets("found", source="# Again\n## What was found"), "cell found: a second `# ` title"),
     "set-up missing": (removes("set-up"), "the second code cell, after one set-up cell"),
-    "two parameter cells": (lambda n: cell(n, "result")["metadata"].update(tags=["parameters"]), "and no other is tagged `parameters`"),
-    "not typed": (source("parameters", "pairs: int = 64", "pairs = 64"), "holds 'pairs = 64': write `name: type = literal  # help`"),
+    "two parameter cells": (
+        lambda n: cell(n, "result")["metadata"].update(tags=["parameters"]),
+        "and no other is tagged `parameters`",
+    ),
+    "not typed": (
+        source("parameters", "pairs: int = 64", "pairs = 64"),
+        "holds 'pairs = 64': write `name: type = literal  # help`",
+    ),
     "derived": (source("parameters", "pairs: int = 64", "pairs: int = 8 * 8"), "holds 'pairs: int = 8 * 8'"),
     "no help": (source("parameters", "  # labelled pairs", ""), "parameter 'pairs' has no help"),
-    "wrong default": (source("parameters", "pairs: int = 64", "pairs: int = 6.4"), "parameter 'pairs' is int (default 6.4), got 6.4 of type float"),
+    "wrong default": (
+        source("parameters", "pairs: int = 64", "pairs: int = 6.4"),
+        "parameter 'pairs' is int (default 6.4), got 6.4 of type float",
+    ),
     "unread": (source("result", "pairs * ", ""), "cell parameters: parameter 'pairs' is never read in a later cell"),
-    "overwritten": (source("result", "total =", "pairs = 3\ntotal ="), "parameter 'pairs' is overwritten before it is read"),
+    "overwritten": (
+        source("result", "total =", "pairs = 3\ntotal ="),
+        "parameter 'pairs' is overwritten before it is read",
+    ),
     "section": (source("limits", "## What to read", "Reading"), "there is no section `## What to read`"),
     "typed findings": (removes("findings"), "`## What was found` has no code cell"),
     "no figure": (sets("figure", outputs=[]), "there is no figure"),
-    "alt text": (lambda n: cell(n, "figure")["outputs"][0]["metadata"].clear(), "cell figure: a figure without alt text"),
+    "alt text": (
+        lambda n: cell(n, "figure")["outputs"][0]["metadata"].clear(),
+        "cell figure: a figure without alt text",
+    ),
     "no exercise": (lambda n: cell(n, "answer").update(metadata={}), "no code cell is tagged `exercise`"),
     "no region": (source("answer", "### END SOLUTION", ""), "cell answer: an exercise holds its solution between"),
     "empty region": (source("answer", "answer = 2", ""), "cell answer: an exercise holds its solution between"),
     "no answer check": (removes("answer-check"), "cell answer: an exercise is followed by a code cell tagged `check`"),
-    "value of a check": (sets("answer-check", outputs=[{"output_type": "execute_result", "data": {"text/plain": "1"}, "metadata": {}, "execution_count": 4}]), "cell answer-check: a check ends in a bare value"),
-    "typed number": (sets("limits", source="## Where it stops being true\nAbove 43.5 %.\n\n## What to read\nBooks."), "cell limits: the number 43.5 % is typed or stale"),
+    "value of a check": (
+        sets(
+            "answer-check",
+            outputs=[
+                {"output_type": "execute_result", "data": {"text/plain": "1"}, "metadata": {}, "execution_count": 4}
+            ],
+        ),
+        "cell answer-check: a check ends in a bare value",
+    ),
+    "typed number": (
+        sets("limits", source="## Where it stops being true\nAbove 43.5 %.\n\n## What to read\nBooks."),
+        "cell limits: the number 43.5 % is typed or stale",
+    ),
     "not run": (sets("findings", execution_count=None), "its cells were not run once each from top to bottom"),
     "run twice": (sets("findings", execution_count=9), "its cells were not run once each from top to bottom"),
-    "error kept": (sets("findings", outputs=[{"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}]), "its committed output is an error (KeyError)"),
-    "warning kept": (sets("findings", outputs=[stream("UserWarning", "stderr")]), "cell findings: its committed output holds standard error"),
+    "error kept": (
+        sets("findings", outputs=[{"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}]),
+        "its committed output is an error (KeyError)",
+    ),
+    "warning kept": (
+        sets("findings", outputs=[stream("UserWarning", "stderr")]),
+        "cell findings: its committed output holds standard error",
+    ),
     "empty check": (sets("result", outputs=[]), "cell result: tagged `nbval-check-output` and holds no output"),
-    "address": (sets("result", outputs=[stream("<object at 0x7f3a2b1c> 1")]), "cell result: tagged `nbval-check-output` and prints an object's address"),
-    "no number checked": (sets("result", outputs=[stream("done")]), "no cell tagged `nbval-check-output` prints a number"),
-    "path in source": (source("set-up", "import numpy as np", "import numpy as np\nhere = '/home/ada/data'"), "cell set-up: an absolute path in its source (`/home/ada/data'"),
-    "path in output": (sets("findings", outputs=[stream("saved to /tmp/x/y.csv")]), "cell findings: an absolute path in its output (`/tmp/x/y.csv`)"),
+    "address": (
+        sets("result", outputs=[stream("<object at 0x7f3a2b1c> 1")]),
+        "cell result: tagged `nbval-check-output` and prints an object's address",
+    ),
+    "no number checked": (
+        sets("result", outputs=[stream("done")]),
+        "no cell tagged `nbval-check-output` prints a number",
+    ),
+    "path in source": (
+        source("set-up", "import numpy as np", "import numpy as np\nhere = '/home/ada/data'"),
+        "cell set-up: an absolute path in its source (`/home/ada/data'",
+    ),
+    "path in output": (
+        sets("findings", outputs=[stream("saved to /tmp/x/y.csv")]),
+        "cell findings: an absolute path in its output (`/tmp/x/y.csv`)",
+    ),
     "path of Windows": (sets("found", source="## What was found\nin C:\\Users\\ada"), "cell found: an absolute path"),
-    "magic": (source("set-up", "import numpy as np", "%pip install numpy"), "cell set-up: a line magic or shell command"),
+    "magic": (
+        source("set-up", "import numpy as np", "%pip install numpy"),
+        "cell set-up: a line magic or shell command",
+    ),
     "shell": (source("set-up", "import numpy as np", "!wget there"), "cell set-up: a line magic or shell command"),
-    "download": (source("set-up", "import numpy as np", "import numpy as np, requests"), "cell set-up: `requests` installs, downloads"),
-    "hub": (source("set-up", "import numpy as np", "import numpy as np\nm = M.from_pretrained('bert')"), "`from_pretrained` installs, downloads"),
+    "download": (
+        source("set-up", "import numpy as np", "import numpy as np, requests"),
+        "cell set-up: `requests` installs, downloads",
+    ),
+    "hub": (
+        source("set-up", "import numpy as np", "import numpy as np\nm = M.from_pretrained('bert')"),
+        "`from_pretrained` installs, downloads",
+    ),
     "syntax": (source("set-up", "import numpy as np", "import numpy as"), "cell set-up: not Python"),
 }
 

@@ -15,7 +15,9 @@ from mmkit import notebooks
 from mmkit.errors import MmkitError
 from mmkit.teach import labs, views
 
-EXERCISES = [pytest.param(path, name, id=f"{path.stem[:2]}-{name}") for path in NOTEBOOKS for name in answers.exercises(path)]
+EXERCISES = [
+    pytest.param(path, name, id=f"{path.stem[:2]}-{name}") for path in NOTEBOOKS for name in answers.exercises(path)
+]
 WRONG = [
     pytest.param(path, name, wrong["code"], id=f"{path.stem[:2]}-{name}: {wrong['why']}")
     for path in NOTEBOOKS
@@ -33,10 +35,16 @@ def _no_window(monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_exercise_has_two_wrong_answers(path):
     listed = answers.mutants(path)
-    assert listed, f"write tests/mutants/{path.stem[:2]}.yaml: exercise -> at least two wrong answers, each `why` and `code`, the whole cell"
+    assert listed, (
+        f"write tests/mutants/{path.stem[:2]}.yaml: exercise -> at least two wrong answers, each `why` and `code`, the whole cell"
+    )
     parameters = listed.pop("parameters", {})
     assert set(listed) == set(answers.exercises(path)) >= set(parameters)
-    few = [name for name, wrong in listed.items() if len({answer["code"] for answer in wrong}) < 2 or not all(answer["why"] for answer in wrong)]
+    few = [
+        name
+        for name, wrong in listed.items()
+        if len({answer["code"] for answer in wrong}) < 2 or not all(answer["why"] for answer in wrong)
+    ]
     assert not few, f"{path.stem}: at least two different wrong answers an exercise, each with a reason: {few}"
 
 
@@ -88,7 +96,14 @@ def test_nbgrader_grades_a_lab(mmkit, tmp_path):
     hand_ins = {
         "empty": release.read_text(),
         "reference": source.read_text(),
-        "wrong": edited(source, **{"seeds-needed": wrong["code"], "seeds-needed-check": "print('fine')", "parameters": "repeats: int = 1  # few"}),
+        "wrong": edited(
+            source,
+            **{
+                "seeds-needed": wrong["code"],
+                "seeds-needed-check": "print('fine')",
+                "parameters": "repeats: int = 1  # few",
+            },
+        ),
     }
     for student, text in hand_ins.items():
         place = tmp_path / "submitted" / student / path.stem / path.name
@@ -117,21 +132,33 @@ def test_a_lab_holds_back_what_it_must(path):
     for step in (ClearSolutions, CheckCellMetadata, ClearHiddenTests):
         made, _ = step().preprocess(made, {})
     student = json.loads(views.render(path)[f"student/{path.name}"])
-    assert [cell["source"].rstrip("\n") for cell in made.cells] == ["".join(cell["source"]) for cell in student["cells"]]
+    assert [cell["source"].rstrip("\n") for cell in made.cells] == [
+        "".join(cell["source"]) for cell in student["cells"]
+    ]
     roles = {cell["id"]: cell["metadata"]["nbgrader"] for cell in made.cells if cell["cell_type"] == "code"}
     for name, (_, check) in answers.exercises(path).items():
         assert roles[name]["solution"] and not roles[name]["locked"] and roles[check["id"]]["points"] > 0
-    assert sum(role["solution"] for role in roles.values()) == sum(role["grade"] for role in roles.values()) == len(answers.exercises(path))
+    assert (
+        sum(role["solution"] for role in roles.values())
+        == sum(role["grade"] for role in roles.values())
+        == len(answers.exercises(path))
+    )
 
 
 def test_an_exercise_without_a_check_makes_no_lab():
-    cells = [{"cell_type": "code", "id": name, "source": "", "metadata": {"tags": tags}} for name, tags in (("answer", ["exercise"]), ("other", []))]
+    cells = [
+        {"cell_type": "code", "id": name, "source": "", "metadata": {"tags": tags}}
+        for name, tags in (("answer", ["exercise"]), ("other", []))
+    ]
     with pytest.raises(MmkitError, match="exercise answer has no check behind it"):
         labs.assignment({"cells": cells, "metadata": {"kernelspec": {}}})
 
 
 def test_grading_nothing_says_where_hand_ins_go(tmp_path):
-    with pytest.raises(MmkitError, match="nothing was handed in for 00_start_here: put notebooks at .*submitted/STUDENT/00_start_here/00_start_here.ipynb"):
+    with pytest.raises(
+        MmkitError,
+        match="nothing was handed in for 00_start_here: put notebooks at .*submitted/STUDENT/00_start_here/00_start_here.ipynb",
+    ):
         labs.grade("00_start_here", tmp_path)
 
 

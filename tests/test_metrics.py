@@ -28,7 +28,11 @@ def test_recall_and_median_rank_of_an_example_worked_by_hand():
     assert scores["t2i/recall@1"].items.tolist() == [1, 0, 0, 1, 1]
     assert scores["t2i/recall@2"].items.tolist() == [1, 0, 1, 1, 1]
     assert scores["t2i/median_rank"].items.tolist() == [1, 3, 2, 1, 1] and scores["t2i/median_rank"].value == 1
-    assert scores["t2i/recall@1"].clusters.tolist() == [0, 0, 1, 1, 2] and scores["i2t/recall@1"].clusters.tolist() == [0, 1, 2]
+    assert scores["t2i/recall@1"].clusters.tolist() == [0, 0, 1, 1, 2] and scores["i2t/recall@1"].clusters.tolist() == [
+        0,
+        1,
+        2,
+    ]
     assert not scores["t2i/median_rank"].higher_is_better and scores["t2i/median_rank"].aggregate == "median"
     # both directions, an image at a time: (1 + mean of its captions) / 2
     assert scores["recall@1"].items.tolist() == [0.75, 0.75, 1.0] and scores["recall@1"].value == pytest.approx(5 / 6)
@@ -38,8 +42,12 @@ def independent(image, text, owner, ks):
     """Recall and median rank by sorting the whole matrix, as a script of the field would."""
     similarity = image.double().numpy() @ text.double().numpy().T
     owner = owner.numpy()
-    i2t = np.array([np.flatnonzero(owner[np.argsort(-row, kind="stable")] == i)[0] + 1 for i, row in enumerate(similarity)])
-    t2i = np.array([np.flatnonzero(np.argsort(-column, kind="stable") == owner[j])[0] + 1 for j, column in enumerate(similarity.T)])
+    i2t = np.array(
+        [np.flatnonzero(owner[np.argsort(-row, kind="stable")] == i)[0] + 1 for i, row in enumerate(similarity)]
+    )
+    t2i = np.array(
+        [np.flatnonzero(np.argsort(-column, kind="stable") == owner[j])[0] + 1 for j, column in enumerate(similarity.T)]
+    )
     found = {f"{way}/recall@{k}": np.mean(ranks <= k) for way, ranks in (("i2t", i2t), ("t2i", t2i)) for k in ks}
     return found | {"i2t/median_rank": np.median(i2t), "t2i/median_rank": np.median(t2i)}
 
@@ -68,22 +76,32 @@ def test_the_order_of_captions_changes_no_value():
     image, text, owner = embeddings()
     order = torch.randperm(len(owner), generator=torch.Generator().manual_seed(1))
     one, two = retrieval_scores(image, text, owner), retrieval_scores(image, text[order], owner[order])
-    assert {name: score.value for name, score in one.items()} == pytest.approx({name: score.value for name, score in two.items()})
+    assert {name: score.value for name, score in one.items()} == pytest.approx(
+        {name: score.value for name, score in two.items()}
+    )
 
 
 IGNORANT = {
     "zero": lambda image, text, owner: (torch.zeros_like(image), torch.zeros_like(text)),
     "constant": lambda image, text, owner: (image[:1].expand_as(image), image[:1].expand_as(text)),
     "constant texts": lambda image, text, owner: (image, text[:1].expand_as(text)),
-    "random": lambda image, text, owner: (image, F.normalize(torch.randn(text.shape, generator=torch.Generator().manual_seed(3)), dim=1)),
-    "shuffled pairs": lambda image, text, owner: (image, text[torch.randperm(len(text), generator=torch.Generator().manual_seed(3))]),
+    "random": lambda image, text, owner: (
+        image,
+        F.normalize(torch.randn(text.shape, generator=torch.Generator().manual_seed(3)), dim=1),
+    ),
+    "shuffled pairs": lambda image, text, owner: (
+        image,
+        text[torch.randperm(len(text), generator=torch.Generator().manual_seed(3))],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", IGNORANT)
 def test_a_model_that_knows_nothing_scores_at_or_below_chance(name):
     image, text, owner = embeddings(images=100, captions=1, noise=0.3)
-    assert retrieval_scores(image, text, owner)["recall@1"].value > 0.95, "the same embeddings, paired, are nearly perfect"
+    assert retrieval_scores(image, text, owner)["recall@1"].value > 0.95, (
+        "the same embeddings, paired, are nearly perfect"
+    )
     scores = retrieval_scores(*IGNORANT[name](image, text, owner), owner)
     for k in (1, 5, 10):
         highest = binom.ppf(0.9999, 100, k / 100) / 100
@@ -105,7 +123,9 @@ def test_accuracy_equals_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(200, 4, generator=generator), torch.randint(0, 4, (200,), generator=generator)
     score = accuracy(logits, target, np.arange(200) // 2)
-    assert score.value == accuracy_score(target, logits.argmax(1)) and score.clusters.tolist() == [i // 2 for i in range(200)]
+    assert score.value == accuracy_score(target, logits.argmax(1)) and score.clusters.tolist() == [
+        i // 2 for i in range(200)
+    ]
     assert score.items.tolist() == (logits.argmax(1) == target).double().tolist()
     assert accuracy(F.one_hot(target, 4).float(), target, np.arange(200)).value == 1
 
@@ -133,7 +153,9 @@ def test_accuracy_of_ignorant_logits_is_chance(name):
 def test_logits_that_are_not_finite_are_no_wrong_answers():
     logits = torch.zeros(3, 2)
     logits[1, 0] = torch.nan
-    with pytest.raises(MmkitError, match="logits are not finite, first at item 1: look for NaN in the inputs or weights"):
+    with pytest.raises(
+        MmkitError, match="logits are not finite, first at item 1: look for NaN in the inputs or weights"
+    ):
         accuracy(logits, torch.zeros(3, dtype=torch.int64), np.arange(3))
 
 

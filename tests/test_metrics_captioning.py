@@ -23,7 +23,11 @@ def field(candidates, references):
     """Values, and the items of ROUGE-L, CIDEr-D and sentence BLEU, by the field's scorer (its Cider is CIDEr-D: it clips and punishes length)."""
     given = {i: [" ".join(caption_words(text)) for text in texts] for i, texts in enumerate(references)}
     result = {i: [" ".join(caption_words(text))] for i, text in enumerate(candidates)}
-    (bleus, sentences), (rouge, rouges), (cider, ciders) = Bleu(4).compute_score(given, result, verbose=0), Rouge().compute_score(given, result), Cider().compute_score(given, result)
+    (bleus, sentences), (rouge, rouges), (cider, ciders) = (
+        Bleu(4).compute_score(given, result, verbose=0),
+        Rouge().compute_score(given, result),
+        Cider().compute_score(given, result),
+    )
     items = {"rouge_l": rouges, "cider_d": ciders} | {f"bleu_{n + 1}": np.array(sentences[n]) for n in range(4)}
     return dict(zip(NAMES, [*bleus, rouge, cider], strict=True)), items
 
@@ -65,7 +69,9 @@ def test_every_metric_equals_the_fields_scorer(name):
 
 
 TEXTS = st.lists(st.sampled_from("a b c dog man's 2.5 runs".split()), min_size=1, max_size=9).map(" ".join)
-ITEMS = st.lists(st.tuples(st.one_of(st.just(""), TEXTS), st.lists(TEXTS, min_size=1, max_size=4)), min_size=1, max_size=6)
+ITEMS = st.lists(
+    st.tuples(st.one_of(st.just(""), TEXTS), st.lists(TEXTS, min_size=1, max_size=4)), min_size=1, max_size=6
+)
 
 
 @settings(deadline=None, derandomize=True, max_examples=80)
@@ -76,8 +82,12 @@ def test_every_metric_equals_the_fields_scorer_on_random_words(items):
 
 def test_identical_captions_earn_the_most_and_empty_ones_nothing():
     distinct = [[f"{word} stands beside another {word} here"] for word in ("dog", "cat", "horse")]
-    best, none = (caption_scores(candidates, distinct) for candidates in ([texts[0] for texts in distinct], ["", "", ""]))
-    assert {name: score.value for name, score in best.items()} == pytest.approx({**dict.fromkeys(NAMES[:5], 1.0), "cider_d": 10.0})
+    best, none = (
+        caption_scores(candidates, distinct) for candidates in ([texts[0] for texts in distinct], ["", "", ""])
+    )
+    assert {name: score.value for name, score in best.items()} == pytest.approx(
+        {**dict.fromkeys(NAMES[:5], 1.0), "cider_d": 10.0}
+    )
     assert all(score.items.tolist() == [0, 0, 0] for score in none.values())
     assert caption_scores(["dog", ""], [["dog"], ["cat"]])["rouge_l"].items.tolist() == [1, 0]
 
@@ -135,7 +145,9 @@ def corpus(items=300, seed=0):
     def change(sentence, share):
         return " ".join(draw.choice(words) if draw.random() < share else word for word in sentence)
 
-    return [change(s, 0.2 if i < items / 2 else 0.5) for i, s in enumerate(sentences)], [[change(s, 0.1) for _ in range(draw.randint(1, 5))] for s in sentences]
+    return [change(s, 0.2 if i < items / 2 else 0.5) for i, s in enumerate(sentences)], [
+        [change(s, 0.1) for _ in range(draw.randint(1, 5))] for s in sentences
+    ]
 
 
 @pytest.mark.slow
@@ -164,7 +176,9 @@ def test_items_of_a_corpus_bleu_follow_the_corpus_when_an_item_counts_more():
         doubled = caption_scores([*candidates, candidates[i]], [*references, references[i]])
         for name in NAMES[:4]:
             score = scores[name]
-            assert doubled[name].value - score.value == pytest.approx((score.items[i] - score.value) / 61, rel=0.15, abs=2e-4), name
+            assert doubled[name].value - score.value == pytest.approx(
+                (score.items[i] - score.value) / 61, rel=0.15, abs=2e-4
+            ), name
 
 
 # ---------------------------------------------------------------------------------------------- captions that know nothing
@@ -182,7 +196,11 @@ def test_captions_that_know_nothing_score_low(name):
     }[name]
     scores = caption_scores(wrong, references)
     assert right["bleu_4"].value > 0.3 and right["cider_d"].value > 3
-    assert scores["bleu_4"].value < 0.05 and scores["cider_d"].value < right["cider_d"].value / 5 and scores["rouge_l"].value < right["rouge_l"].value / 2
+    assert (
+        scores["bleu_4"].value < 0.05
+        and scores["cider_d"].value < right["cider_d"].value / 5
+        and scores["rouge_l"].value < right["rouge_l"].value / 2
+    )
 
 
 # ---------------------------------------------------------------------------------------------- bad input, cost
@@ -211,7 +229,9 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
 
     def flickr8k():
         """Caption key -> text, photo -> its captions."""
-        by_key = dict(line.split("\t", 1) for line in (TEXT / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines())
+        by_key = dict(
+            line.split("\t", 1) for line in (TEXT / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+        )
         by_photo: dict[str, list[str]] = {}
         for key, text in by_key.items():
             by_photo.setdefault(key.split("#")[0], []).append(text)
@@ -231,10 +251,23 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
         rows = [row for row in rows if row[0] in by_photo and by_key[row[1]] not in by_photo[row[0]]]
         assert len(rows) == 5664
         pairs = [by_key[row[1]] for row in rows], [by_photo[row[0]] for row in rows]
-        scores, words = caption_scores(*pairs), [[[" ".join(caption_words(text)) for text in texts] for texts in part] for part in ([[text] for text in pairs[0]], pairs[1])]
-        items = {name: scores[name].items for name in ("rouge_l", "cider_d")} | {"bleu_1": Bleu(1).compute_score(*(dict(enumerate(part)) for part in words[::-1]), verbose=0)[1][0]}
+        scores, words = (
+            caption_scores(*pairs),
+            [
+                [[" ".join(caption_words(text)) for text in texts] for texts in part]
+                for part in ([[text] for text in pairs[0]], pairs[1])
+            ],
+        )
+        items = {name: scores[name].items for name in ("rouge_l", "cider_d")} | {
+            "bleu_1": Bleu(1).compute_score(*(dict(enumerate(part)) for part in words[::-1]), verbose=0)[1][0]
+        }
         experts = np.array([row[2:] for row in rows], dtype=int).ravel()
-        tau = {name: 100 * kendalltau(np.repeat(items[name], 3), experts, variant="c").statistic for name in ("bleu_1", "rouge_l", "cider_d")}
+        tau = {
+            name: 100 * kendalltau(np.repeat(items[name], 3), experts, variant="c").statistic
+            for name in ("bleu_1", "rouge_l", "cider_d")
+        }
         assert tau == pytest.approx({"bleu_1": 32.3, "rouge_l": 32.3, "cider_d": 43.9}, abs=0.06)
         for i in range(0, 5664, 800):  # BLEU of one pair is the sentence BLEU of the field
-            assert caption_scores(pairs[0][i : i + 1], pairs[1][i : i + 1])["bleu_1"].value == pytest.approx(items["bleu_1"][i])
+            assert caption_scores(pairs[0][i : i + 1], pairs[1][i : i + 1])["bleu_1"].value == pytest.approx(
+                items["bleu_1"][i]
+            )

@@ -7,12 +7,20 @@ from mmkit.teach import prose
 
 
 def notebook(markdown, code="share = 0.25", shown="accuracy 0.81\n", tags=("nbval-check-output",)):
-    cell = {"cell_type": "code", "id": "result", "metadata": {"tags": list(tags)}, "source": code, "outputs": [{"output_type": "stream", "name": "stdout", "text": shown}]}
+    cell = {
+        "cell_type": "code",
+        "id": "result",
+        "metadata": {"tags": list(tags)},
+        "source": code,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": shown}],
+    }
     return {"cells": [{"cell_type": "markdown", "id": "meaning", "metadata": {}, "source": markdown}, cell]}
 
 
 def numbers(markdown, **options):
-    return [text.split(" is typed")[0].removeprefix("the number ") for _, text in prose.check(notebook(markdown, **options))]
+    return [
+        text.split(" is typed")[0].removeprefix("the number ") for _, text in prose.check(notebook(markdown, **options))
+    ]
 
 
 TYPED = {
@@ -57,21 +65,42 @@ def test_only_what_nbval_compares_is_evidence():
 
 
 def test_a_number_typed_into_a_printed_text_is_caught():
-    assert numbers("Fine.", code="print('it reaches 0.83')") == numbers("Fine.", code="Markdown(f'{name} reaches 0.83')") == ["0.83"]
+    assert (
+        numbers("Fine.", code="print('it reaches 0.83')")
+        == numbers("Fine.", code="Markdown(f'{name} reaches 0.83')")
+        == ["0.83"]
+    )
     assert numbers("Fine.", code="table = read('B-LOC 0.926')") == []
     assert numbers("Fine.", code="print(f'{share:4.0%}')", shown=" 81%\n") == [], "the width of a number is none"
 
 
 def test_a_number_typed_under_a_figure_is_caught():
-    for code in ("with plots.figure(alt='it reaches 0.83'): draw()", "plots.show(fig, alt=text, caption=f'{name} reaches 0.83')"):
+    for code in (
+        "with plots.figure(alt='it reaches 0.83'): draw()",
+        "plots.show(fig, alt=text, caption=f'{name} reaches 0.83')",
+    ):
         assert numbers("Fine.", code=code) == ["0.83"]
 
 
-@pytest.mark.parametrize("code", ["print('it reaches 0.83')", "with plots.figure(alt='it reaches 0.83'): draw()", "plots.show(fig, alt=text, caption='it reaches 0.83')"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('it reaches 0.83')",
+        "with plots.figure(alt='it reaches 0.83'): draw()",
+        "plots.show(fig, alt=text, caption='it reaches 0.83')",
+    ],
+)
 def test_showing_a_typed_number_makes_it_no_result(code):
     assert numbers("It reaches 0.83.", code=code, shown="[figure: it reaches 0.83]") == ["0.83", "0.83"]
     assert numbers("It reaches 0.83.", code=f"{code}; print(f'{{recall:.2f}}')", shown="0.81") == ["0.83", "0.83"]
-    assert numbers("It reaches 0.83.", code="plots.show(fig, alt=f'it reaches {recall:.2f}')", shown="[figure: it reaches 0.83]") == []
+    assert (
+        numbers(
+            "It reaches 0.83.",
+            code="plots.show(fig, alt=f'it reaches {recall:.2f}')",
+            shown="[figure: it reaches 0.83]",
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

@@ -1,6 +1,7 @@
-"""BLEU-1 to 4, ROUGE-L and CIDEr-D of generated captions, as the field's scorer (coco-caption, Chen et al., arXiv 1504.00325) computes them.
+"""BLEU-1 to 4, ROUGE-L and CIDEr-D of generated captions, as the field's scorer computes them.
 
-N items, each a candidate text and its references, one or more; R references in all; V n-grams of one order, 1 to 4.
+That scorer is coco-caption (Chen et al., arXiv 1504.00325). Legend: N items, each a candidate text with its references,
+one or more; R references in all; V different n-grams of one order, 1 to 4.
 """
 
 import re
@@ -18,13 +19,17 @@ TINY, SMALL = 1e-15, 1e-9  # what the field's scorer adds to BLEU's counts again
 BETA = 1.2  # of ROUGE-L: weight of recall
 SIGMA = 6.0  # of CIDEr-D: width of the penalty on length, in words
 CLITIC = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b")
-WORD = re.compile(r"(?:[a-z]\.){2,}|\b(?:dr|jr|mr|mrs|ms|sr|st|vs)\.|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-'/]\w+|(?<=\d)[.,:]\d+)*|[#$%&*+=@]")
+WORD = re.compile(
+    r"(?:[a-z]\.){2,}|\b(?:dr|jr|mr|mrs|ms|sr|st|vs)\.|n't\b|'(?:s|re|ve|ll|d|m)\b"  # abbreviations, clitics
+    r"|\w+(?:[-'/]\w+|(?<=\d)[.,:]\d+)*|[#$%&*+=@]"
+)
 
 
 def caption_words(text: str) -> list[str]:
-    """Lower-case English words by the rules of the Penn Treebank ("do n't", "man 's", "t-shirt"), punctuation and brackets dropped.
+    """Lower-case English words by the rules of the Penn Treebank ("do n't", "man 's", "t-shirt"), without punctuation.
 
-    Of the 40,460 captions of Flickr8k, 99.97 % become what Stanford's PTBTokenizer and coco-caption's list of punctuation make of them.
+    Of the 40,460 captions of Flickr8k, 99.97 % become what Stanford's PTBTokenizer and coco-caption's list of
+    punctuation make of them.
     """
     return WORD.findall(CLITIC.sub(r" \g<0>", text.lower().replace("\u2019", "'").replace("cannot", "can not")))
 
@@ -32,14 +37,17 @@ def caption_words(text: str) -> list[str]:
 def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]], clusters=None) -> dict[str, Score]:
     """`bleu_1` to `bleu_4`, `rouge_l` and `cider_d`. clusters: (N,) ids, by default each item its own.
 
-    * Corpus BLEU (Papineni et al. 2002) with the closest reference's length. It is no mean of sentences' BLEU. An item here is BLEU plus the item's influence on
-      it, N times the derivative by the item's weight: the items' mean is the corpus BLEU, and resampling them gives its interval to first order
-      (the infinitesimal jackknife, Efron 1982). No item is a sentence's score.
-    * ROUGE-L: mean F-score, beta 1.2, of the best precision and the best recall of the longest common subsequence (Lin 2004).
-    * CIDEr-D (Vedantam et al., arXiv 1411.5726), 0 to 10, with document frequencies from the references given: of a single item it is 0.
+    * Corpus BLEU (Papineni et al. 2002) with the closest reference's length. It is not the mean of the sentences' BLEU,
+      so no item is a sentence's score. An item is BLEU plus N times the derivative of BLEU by the item's weight. The
+      items' mean is the corpus BLEU, and resampling them gives its interval to first order (the infinitesimal
+      jackknife, Efron 1982).
+    * ROUGE-L: the mean F-score, beta 1.2, of the best precision and the best recall of the longest common subsequence
+      (Lin 2004).
+    * CIDEr-D (Vedantam et al., arXiv 1411.5726), from 0 to 10. Document frequencies come from the references given, so
+      that a single item has 0.
 
-    An empty candidate counts, and earns nothing. Raises MmkitError for numbers of candidates and of lists of references that differ, an item without
-    reference, a reference without words.
+    An empty candidate counts, and earns nothing. Raises MmkitError when there are not as many lists of references as
+    candidates, for an item without a reference, and for a reference without words.
     """
     captions = _Captions(candidates, references, clusters)
     return _bleu(captions) | {"rouge_l": _rouge_l(captions), "cider_d": _cider_d(captions)}
@@ -48,18 +56,21 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
 class _Captions:
     """Texts as words and as counts of n-grams: of the N candidates, then of the R references.
 
-    lengths: (N + R,) words. ngrams: for each order (N + R, V). owner: (R,) a reference's item. first: (N,) an item's first reference.
+    lengths: (N + R,) words. ngrams: for each order (N + R, V). owner: (R,) the item of a reference.
+    first: (N,) the first reference of an item.
     """
 
     def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]], clusters):
         if isinstance(candidates, str) or len(candidates) != len(references) or not len(candidates):
-            raise MmkitError(f"captions are a list, with a list of references for each: got {len(candidates)} candidates and {len(references)} lists of references")
+            found = f"got {len(candidates)} candidates and {len(references)} lists of references"
+            raise MmkitError(f"captions are a list, with a list of references for each: {found}")
         self.number, self.clusters = len(candidates), np.arange(len(candidates)) if clusters is None else clusters
         self.words = [caption_words(text) for text in candidates]
         for i, others in enumerate(references):
             words = [] if isinstance(others, str) else [caption_words(text) for text in others]
             if not words or not all(words):
-                raise MmkitError(f"item {i} has {others!r} for references: give a list of one text or more, each with words")
+                remedy = "give a list of one text or more, each with words"
+                raise MmkitError(f"item {i} has {others!r} for references: {remedy}")
             self.words += words
         self.lengths = np.array([len(words) for words in self.words])
         per_item = np.array([len(others) for others in references])
@@ -82,22 +93,24 @@ def _ngrams(texts: list[list[str]], lengths: np.ndarray) -> Iterator[csr_array]:
 
 def _bleu(captions: _Captions) -> dict[str, Score]:
     n, first = captions.number, captions.first
-    own, others = captions.lengths[:n], captions.lengths[n:]
-    per_item = np.diff(first, append=len(others))
-    match, total = np.zeros((n, len(ORDERS))), np.maximum(own[:, None] - ORDERS + 1, 0)
+    candidate, reference = captions.lengths[:n], captions.lengths[n:]  # (N,), (R,) words
+    per_item = np.diff(first, append=len(reference))
+    match, total = np.zeros((n, len(ORDERS))), np.maximum(candidate[:, None] - ORDERS + 1, 0)
     for order, counts in enumerate(captions.ngrams):
         allowed = counts[n + first]  # an n-gram counts as often as it stands in the reference that has it most often
         for j in range(1, per_item.max()):
             allowed = allowed.maximum(counts[n + first + np.minimum(j, per_item - 1)])
         match[:, order] = counts[:n].minimum(allowed).sum(axis=1)
+    # The closest reference's length; of two as close the shorter, which the smaller last digit of this number finds.
     base = captions.lengths.max() + 1
-    closest = np.minimum.reduceat(np.abs(others - own[captions.owner]) * base + others, first) % base  # of two as close the shorter
-    matches, totals, length, reference = match.sum(axis=0) + TINY, total.sum(axis=0) + SMALL, own.sum() + TINY, closest.sum() + SMALL
+    closest = np.minimum.reduceat(np.abs(reference - candidate[captions.owner]) * base + reference, first) % base
+    matches, totals = match.sum(axis=0) + TINY, total.sum(axis=0) + SMALL
+    length, wanted = candidate.sum() + TINY, closest.sum() + SMALL
     value = np.exp(np.cumsum(np.log(matches / totals)) / ORDERS)
     slope = np.cumsum(match / matches - total / totals, axis=1) / ORDERS  # (N, 4) of log BLEU by each item's weight
-    if length < reference:
-        value *= np.exp(1 - reference / length)
-        slope += ((own * reference / length - closest) / length)[:, None]
+    if length < wanted:
+        value *= np.exp(1 - wanted / length)
+        slope += ((candidate * wanted / length - closest) / length)[:, None]
     items = value * (1 + n * (slope - slope.mean(axis=0)))
     return {f"bleu_{order}": Score(items[:, order - 1], captions.clusters) for order in ORDERS}
 
@@ -127,11 +140,14 @@ def _cider_d(captions: _Captions) -> Score:
     cosine = np.zeros(len(owner))
     for counts in captions.ngrams:
         text, gram = counts[n:].nonzero()
-        frequency = np.bincount(np.unique(owner[text] * counts.shape[1] + gram) % counts.shape[1], minlength=counts.shape[1])
+        vocabulary = counts.shape[1]
+        in_items = np.unique(owner[text] * vocabulary + gram) % vocabulary  # each n-gram once for each item that has it
+        frequency = np.bincount(in_items, minlength=vocabulary)
         tf_idf = counts.multiply(np.log(n) - np.log(np.maximum(frequency, 1))).tocsr()
         norm = np.sqrt(tf_idf.power(2).sum(axis=1))
-        own, other = tf_idf[:n][owner], tf_idf[n:]
-        cosine += own.minimum(other).multiply(other).sum(axis=1) / np.maximum(norm[owner] * norm[n:], TINY) / len(ORDERS)
+        candidate, reference = tf_idf[:n][owner], tf_idf[n:]
+        product = candidate.minimum(reference).multiply(reference).sum(axis=1)
+        cosine += product / np.maximum(norm[owner] * norm[n:], TINY) / len(ORDERS)
     bigrams = np.maximum(captions.lengths - 1, 0)  # what the field's scorer compares
     penalty = np.exp(-((bigrams[owner] - bigrams[n:]) ** 2) / (2 * SIGMA**2))
     return Score(10 * np.bincount(owner, cosine * penalty) / np.bincount(owner), captions.clusters)

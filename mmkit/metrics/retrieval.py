@@ -1,7 +1,8 @@
-"""Recall at K, median rank and mean average precision, both directions, several captions an image.
+"""Recall at K, median rank and mean average precision of search in both directions, with several captions an image.
 
-Legend: N images, M captions, D width; caption j, a row of text (M, D), describes image owner[j], a row of image (N, D). clusters (N,): which images belong
-together, by default each by itself; an item's cluster is that of its image. What ties with the right one counts as placed before it.
+Legend: N images, M captions, D width. image: (N, D). text: (M, D). owner: (M,), the row of the image that a caption
+describes. clusters: (N,), which images belong together, by default each by itself; a caption's cluster is its image's.
+A candidate whose similarity ties with the right one's is placed before it.
 """
 
 import numpy as np
@@ -13,41 +14,54 @@ from mmkit.errors import MmkitError
 from mmkit.metrics.score import Score
 
 KS = (1, 5, 10)
+CHUNK = 4096  # captions ranked at once: bounds the memory
 
 
-def retrieval_scores(image: Tensor, text: Tensor, owner: Tensor, *, ks: tuple[int, ...] = KS, clusters: np.ndarray | None = None) -> dict[str, Score]:
-    """Scores of image-to-text (`i2t`) and text-to-image (`t2i`) search, and `recall@1`, the mean of both directions' R@1 an image.
+def retrieval_scores(
+    image: Tensor, text: Tensor, owner: Tensor, *, ks: tuple[int, ...] = KS, clusters: np.ndarray | None = None
+) -> dict[str, Score]:
+    """Scores of image-to-text (`i2t`) and text-to-image (`t2i`) search; `recall@1` is the mean of both ways.
 
-    An image's rank is that of its best-placed caption, as in the field's protocol (Karpathy & Fei-Fei, arXiv 1412.2306).
-    Raises MmkitError for an owner that is no image, ValueError (of `core`) for an image without a caption.
+    An item of `recall@1` is an image with its captions. An image's rank is that of its best-placed caption, as in the
+    field's protocol (Karpathy & Fei-Fei, arXiv 1412.2306). Raises MmkitError for an owner that is no image, ValueError
+    (of `core`) for an image without a caption.
     """
     groups, ranks = _groups(image, owner, clusters), dict(zip(("i2t", "t2i"), ranks_both_ways(image, text, owner)))
     scores = {}
     for way, rank in ranks.items():
         for k in ks:
             scores[f"{way}/recall@{k}"] = Score((rank <= k).double().numpy(), groups[way])
-        scores[f"{way}/median_rank"] = Score(rank.double().numpy(), groups[way], aggregate="median", higher_is_better=False)
+        median = {"aggregate": "median", "higher_is_better": False}
+        scores[f"{way}/median_rank"] = Score(rank.double().numpy(), groups[way], **median)
     per_image = _by_image((ranks["t2i"] <= 1).double(), owner, len(image))
     scores["recall@1"] = Score(((ranks["i2t"] <= 1).double() + per_image).numpy() / 2, groups["i2t"])
     return scores
 
 
-def mean_average_precision(image: Tensor, text: Tensor, owner: Tensor, *, clusters: np.ndarray | None = None) -> dict[str, Score]:
-    """`i2t/map` and `t2i/map`: of each query the mean, over what it should find, of the share of right ones among all that score as high or higher.
+def mean_average_precision(
+    image: Tensor, text: Tensor, owner: Tensor, *, clusters: np.ndarray | None = None
+) -> dict[str, Score]:
+    """`i2t/map` and `t2i/map`: the mean over queries of average precision.
 
-    With ties, too, what scikit-learn's `average_precision_score` gives for each query. Raises as `retrieval_scores`."""
+    The average precision of a query is the mean, over what it should find, of the precision at that score. With ties,
+    too, it is what scikit-learn's `average_precision_score` gives. Raises as `retrieval_scores`.
+    """
     groups, rows = _groups(image, owner, clusters), torch.arange(len(text))
-    place = torch.cat([retrieval_ranks(image[owner[part]], text, part, rows) for part in rows.split(4096)])  # of each caption among all, for its image
+    # The place of each caption among all of them, when its own image is the query.
+    place = torch.cat([retrieval_ranks(image[owner[part]], text, part, rows) for part in rows.split(CHUNK)])
     first = owner * (len(text) + 1)
     ordered = (first + place).sort().values
-    right = torch.searchsorted(ordered, first + place, right=True) - torch.searchsorted(ordered, first)  # captions of the same image placed so far
+    # How many captions of the same image are placed at or before it.
+    right = torch.searchsorted(ordered, first + place, right=True) - torch.searchsorted(ordered, first)
+    i2t = _by_image(right / place.double(), owner, len(image))
     t2i = 1 / retrieval_ranks(text, image, owner, torch.arange(len(image))).double()
-    return {"i2t/map": Score(_by_image(right / place.double(), owner, len(image)).numpy(), groups["i2t"]), "t2i/map": Score(t2i.numpy(), groups["t2i"])}
+    return {"i2t/map": Score(i2t.numpy(), groups["i2t"]), "t2i/map": Score(t2i.numpy(), groups["t2i"])}
 
 
 def _groups(image: Tensor, owner: Tensor, clusters: np.ndarray | None) -> dict[str, np.ndarray]:
     if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(image):
-        raise MmkitError(f"a caption belongs to image {int(owner.max())} or {int(owner.min())}, and there are {len(image)}: number owners from 0 in the order of the images")
+        found = f"a caption belongs to image {int(owner.max())} or {int(owner.min())}, and there are {len(image)}"
+        raise MmkitError(f"{found}: number owners from 0 in the order of the images")
     clusters = np.arange(len(image)) if clusters is None else np.asarray(clusters)
     return {"i2t": clusters, "t2i": clusters[owner.numpy()]}
 

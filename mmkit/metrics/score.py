@@ -27,9 +27,11 @@ class Score:
     def __post_init__(self):
         items, clusters = np.asarray(self.items, dtype=np.float64), np.asarray(self.clusters, dtype=np.int64)
         if items.ndim != 1 or items.shape != clusters.shape or not len(items):
-            raise MmkitError(f"a score needs matching, non-empty items and clusters, got {items.shape} and {clusters.shape}")
-        if not np.isfinite(items).all():
-            raise MmkitError(f"a score holds {np.count_nonzero(~np.isfinite(items))} values that are not finite, first at item {np.flatnonzero(~np.isfinite(items))[0]}")
+            found = f"got {items.shape} and {clusters.shape}"
+            raise MmkitError(f"a score needs matching, non-empty items and clusters, {found}")
+        bad = np.flatnonzero(~np.isfinite(items))
+        if len(bad):
+            raise MmkitError(f"a score holds {len(bad)} values that are not finite, first at item {bad[0]}")
         object.__setattr__(self, "items", items)
         object.__setattr__(self, "clusters", clusters)
         object.__setattr__(self, "value", float(AGGREGATES[self.aggregate](items)))

@@ -1,8 +1,9 @@
-"""nbgrader assignments from the notebooks: `build` makes one, `grade` runs nbgrader's own autograder on what was handed in.
+"""nbgrader assignments from the notebooks: `build` makes one, `grade` runs nbgrader's own autograder on what came back.
 
-A cell tagged `exercise` is where an answer goes, the `check` behind it earns its points, hidden tests included, and every other code
-cell is restored before grading. A prediction earns its point for being made in the asked form: a guess is not marked right or wrong.
-Submissions are run with the rights of whoever grades them: grade what strangers hand in inside a container.
+A cell tagged `exercise` is where an answer goes. The `check` behind it, hidden tests included, earns its points. Every
+other code cell is restored before grading. A prediction earns its point for being made in the asked form: a guess is not
+marked right or wrong. Submissions are run with the rights of whoever grades them: grade what strangers hand in inside a
+container.
 """
 
 import io
@@ -28,7 +29,8 @@ Scores = dict[str, dict[str, tuple[float, float]]]
 def build(path: str | Path, course: str | Path) -> Path:
     """Make the assignment of the notebook at `path` in the folder `course`; returns the notebook to hand out.
 
-    With the answers it lies in `source/`, without them in `release/`; submissions go to `submitted/STUDENT/NAME/NAME.ipynb`. Raises MmkitError.
+    With the answers it is in `source/`, without them in `release/`. Submissions go to
+    `submitted/STUDENT/NAME/NAME.ipynb`. Raises MmkitError.
     """
     path = Path(path)
     import nbformat
@@ -42,16 +44,29 @@ def build(path: str | Path, course: str | Path) -> Path:
 
 
 def assignment(notebook: Mapping) -> dict:
-    """`notebook` with nbgrader's metadata and without outputs. Raises MmkitError for an exercise that no check follows."""
+    """`notebook` with nbgrader's metadata and without outputs.
+
+    Raises MmkitError for an exercise that no check follows.
+    """
     code, cells = notebooks.code_cells(notebook), []
     for cell in notebook["cells"]:
         fresh = {"cell_type": cell["cell_type"], "id": cell["id"], "source": cell["source"], "metadata": {}}
         if cell["cell_type"] == "code":
             place = next(number for number, other in enumerate(code) if other is cell)
             fresh |= {"outputs": [], "execution_count": None}
-            fresh["metadata"]["nbgrader"] = {"schema_version": 3, "grade_id": cell["id"], "task": False, **_role(code, place)}
+            fresh["metadata"]["nbgrader"] = {
+                "schema_version": 3,
+                "grade_id": cell["id"],
+                "task": False,
+                **_role(code, place),
+            }
         cells.append(fresh)
-    return {"cells": cells, "metadata": {"kernelspec": notebook["metadata"]["kernelspec"]}, "nbformat": 4, "nbformat_minor": 5}
+    return {
+        "cells": cells,
+        "metadata": {"kernelspec": notebook["metadata"]["kernelspec"]},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def _role(code: list[dict], place: int) -> dict:
@@ -61,15 +76,24 @@ def _role(code: list[dict], place: int) -> dict:
             raise MmkitError(f"exercise {code[place]['id']} has no check behind it: tag the next code cell 'check'")
         return {"grade": False, "solution": True, "locked": False}
     if "check" in tags and "exercise" in before:
-        return {"grade": True, "solution": False, "locked": True, "points": PREDICTION_POINTS if "prediction" in before else ANSWER_POINTS}
+        return {
+            "grade": True,
+            "solution": False,
+            "locked": True,
+            "points": PREDICTION_POINTS if "prediction" in before else ANSWER_POINTS,
+        }
     return {"grade": False, "solution": False, "locked": True}
 
 
 def grade(name: str, course: str | Path) -> tuple[Scores, list[str]]:
-    """Run nbgrader's autograder on every submission of the assignment `name`; returns the scores and what could not be graded. Raises MmkitError."""
+    """Run nbgrader's autograder on every submission of the assignment `name`.
+
+    Returns the scores, and for each submission that could not be graded a line that says why. Raises MmkitError.
+    """
     submitted = sorted({path.parent.parent.name for path in (Path(course) / "submitted").glob(f"*/{name}/*.ipynb")})
     if not submitted:
-        raise MmkitError(f"nothing was handed in for {name}: put notebooks at {Path(course) / 'submitted'}/STUDENT/{name}/{name}.ipynb")
+        place = f"{Path(course) / 'submitted'}/STUDENT/{name}/{name}.ipynb"
+        raise MmkitError(f"nothing was handed in for {name}: put notebooks at {place}")
     scores, problems = {}, []
     for student in submitted:
         try:
@@ -98,7 +122,13 @@ def table(scores: Scores) -> str:
         total = f"{sum(got for got, _ in points.values()):g} of {most:g}" if points else "not graded"
         rows.append([student, *(f"{points[name][0]:g}" if points else "-" for name in columns), total])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(text.ljust(width) if place == 0 else text.rjust(width) for place, (text, width) in enumerate(zip(row, widths))) for row in rows)
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if place == 0 else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    )
 
 
 def _config(course: str | Path):
@@ -106,7 +136,9 @@ def _config(course: str | Path):
 
     root = Path(course).resolve()
     config = Config()
-    config.CourseDirectory.update({"root": str(root), "course_id": COURSE, "db_url": f"sqlite:///{root / 'gradebook.db'}"})
+    config.CourseDirectory.update(
+        {"root": str(root), "course_id": COURSE, "db_url": f"sqlite:///{root / 'gradebook.db'}"}
+    )
     config.LockCells.lock_readonly_cells = False  # a student may change parameters; grading restores them
     config.OverwriteCells.add_missing_cells = True
     config.Execute.timeout = CELL_SECONDS
@@ -114,7 +146,10 @@ def _config(course: str | Path):
 
 
 def _convert(kind: str, course: str | Path, name: str, *, student: str = "", **options) -> None:
-    """Run one of nbgrader's converters, its kernels on unix sockets. Raises MmkitError with the last thing nbgrader logged."""
+    """Run one of nbgrader's converters, its kernels on unix sockets.
+
+    Raises MmkitError with the last error that nbgrader logged.
+    """
     try:
         from nbgrader import converters
         from nbgrader.coursedir import CourseDirectory

@@ -1,8 +1,9 @@
-"""Numbers in prose: a result that a text states is one that a run of today gives.
+"""Numbers in prose must be numbers that a run gives.
 
-A decimal or a percentage in a Markdown cell, or in a text that code prints, must also stand in the notebook's code (a setting) or in the committed output of a cell
-tagged `nbval-check-output`, which nbval compares with what the code gives now (a result): a number typed by hand fails, and so does one
-that a change has left behind. Quoted results are free where their paragraph names the source. Whole numbers, code, years and versions are.
+A decimal or a percentage in Markdown, or in a text that code prints, must also stand in one of two places: in the
+notebook's code, as a setting, or in the committed output of a cell tagged `nbval-check-output`, as a result. nbval
+compares such an output with what the code gives now: a number typed by hand fails, and one that a change left behind.
+A quoted result is free where its paragraph names the source. Whole numbers, code, years and versions are always free.
 """
 
 import ast
@@ -11,23 +12,34 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from mmkit.notebooks import code_cells, tags
 
-MEASURED = re.compile(r"(\*\*Time and memory\*\*:?\s*)([\d.]+) s and ([\d.]+) GB on (\d+) cores")  # written by `mmkit notebook refresh`
+# `mmkit notebook refresh` writes these two numbers.
+MEASURED = re.compile(r"(\*\*Time and memory\*\*:?\s*)([\d.]+) s and ([\d.]+) GB on (\d+) cores")
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|\bdoi:|https?://|\((?:\w[^()]*,? )?(?:19|20)\d\d[a-z]?\)")
 NO_PROSE = re.compile(
     r"```.*?```|`[^`\n]*`|\]\([^)]*\)|^ {4}[^\n]*$"  # code, links
-    r"|\barXiv:\S+|§ ?[\d.]+\d|\b(Python|License) \d[\d.]*|\b9[059] % (?=(confidence )?intervals?\b)",  # not results: places, versions, levels
+    r"|\barXiv:\S+|§ ?[\d.]+\d|\b(Python|License) \d[\d.]*"  # places and versions
+    r"|\b9[059] % (?=(confidence )?intervals?\b)",  # levels
     re.S | re.M,
 )
 NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*(?:\.\d+)?)(\s?\\?%)?(?![\w]|\.\d)")
 
 
 def results(text: str) -> set[tuple[str, float]]:
-    """The numbers of a text that read like results, each as written and as a value: decimals, and percentages as shares."""
+    """The numbers of a text that read like results: decimals, and percentages as shares. As written and as a value."""
     found = set()
     for number in NUMBER.finditer(text):
         if number[2] or "." in number[1]:
-            found.add((number[0].replace("\\", ""), float(number[1].replace(",", "")) / (100 if number[2] else 1)))
+            value = float(number[1].replace(",", "")) / (100 if number[2] else 1)
+            found.add((number[0].replace("\\", ""), value))
     return found
+
+
+def shown(cell: Mapping) -> Iterator[str]:
+    """Each text in the outputs of a cell."""
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        yield "".join(output.get("text", ""))
+        yield from ("".join(data[kind]) for kind in data if kind.startswith("text/"))
 
 
 def evidence(notebook: Mapping) -> set[float]:
@@ -38,25 +50,27 @@ def evidence(notebook: Mapping) -> set[float]:
             if isinstance(node, ast.Constant) and type(node.value) in (int, float):
                 values.add(float(node.value))
         if "nbval-check-output" in tags(cell):
-            typed = {value for text in _shown(cell["source"]) for _, value in results(text)}  # printing a number does not make it a result
-            for output in cell.get("outputs", []):
-                data = output.get("data", {})
-                texts = map("".join, [output.get("text", ""), *(data[kind] for kind in data if kind.startswith("text/"))])
-                values |= {value for text in texts for _, value in results(text)} - typed
+            # Printing a typed number does not make it a result.
+            values |= _values(shown(cell)) - _values(_fixed_texts(cell["source"]))
     return values
 
 
+def _values(texts: Iterable[str]) -> set[float]:
+    return {value for text in texts for _, value in results(text)}
+
+
 def unsupported(text: str, values: Iterable[float]) -> list[str]:
-    """The numbers of a Markdown text that read like results, have no source in their paragraph and are not among `values`."""
+    """The numbers of a Markdown text that read like results, with no source beside them and no equal in `values`."""
     known, found = {round(value, 12) for value in values}, []
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*[*|-] |\|)", MEASURED.sub("", text)):
         if not SOURCE.search(paragraph):
-            found += [written for written, value in sorted(results(NO_PROSE.sub(" ", paragraph))) if round(value, 12) not in known]
+            numbers = sorted(results(NO_PROSE.sub(" ", paragraph)))
+            found += [written for written, value in numbers if round(value, 12) not in known]
     return found
 
 
-def _shown(source: str) -> Iterator[str]:
-    """The fixed texts that a code cell prints, writes or puts under a figure: the numbers among them are typed too."""
+def _fixed_texts(source: str) -> Iterator[str]:
+    """The fixed texts that a code cell prints, writes or puts under a figure: the numbers in them are typed, too."""
     nodes = list(ast.walk(ast.parse(source)))
     formats = [node.format_spec for node in nodes if isinstance(node, ast.FormattedValue)]
     for node in nodes:
@@ -70,7 +84,9 @@ def _shown(source: str) -> Iterator[str]:
 def check(notebook: Mapping) -> Iterator[tuple[str, str]]:
     """(cell id, what is wrong and the remedy) for each number in prose that no run supports."""
     values = evidence(notebook)
+    remedy = "print it in a cell tagged `nbval-check-output`, or name its source in the paragraph"
     for cell in notebook["cells"]:
-        texts = [cell["source"]] if cell["cell_type"] == "markdown" else _shown(cell["source"]) if cell["cell_type"] == "code" else []
-        for written in dict.fromkeys(number for text in texts for number in unsupported(text, values)):
-            yield cell["id"], f"the number {written} is typed or stale: print it in a cell tagged `nbval-check-output`, or name its source in the paragraph"
+        texts = _fixed_texts(cell["source"]) if cell["cell_type"] == "code" else [cell["source"]]
+        numbers = [unsupported(text, values) for text in texts]
+        for written in dict.fromkeys(sum(numbers, [])):
+            yield cell["id"], f"the number {written} is typed or stale: {remedy}"

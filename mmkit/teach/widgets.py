@@ -1,4 +1,4 @@
-"""A figure with controls: with a kernel they redraw it in place, without one it stays on the page as it was drawn first."""
+"""A figure with controls. With a kernel they redraw it in place; without one the page keeps its first drawing."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -12,15 +12,17 @@ from mmkit.errors import MmkitError
 
 
 def live(draw: Callable[..., None], **choices: Iterable) -> ipywidgets.VBox:
-    """Show what `draw` displays for its defaults, and under it one control for each of `choices`, which redraws it in place.
+    """Show what `draw` displays for its defaults, and under it one control for each of `choices`. Returns the controls.
 
-    draw: every parameter has a default and an entry in `choices`, the values it may take; texts make a menu, the rest a slider.
-    The figure is an output of the cell itself, so that a page without a kernel keeps it; outside IPython `draw` runs once. Returns the controls.
-    Raises MmkitError for a parameter without choices, a default that is none of them, and a `draw` that shows nothing.
+    draw: each parameter has a default, and an entry in `choices`: the values that it may take. Texts make a menu, the
+    rest a slider. The figure is an output of the cell itself, so that a page without a kernel keeps it. Outside IPython
+    `draw` runs once. Raises MmkitError for a parameter without choices, for a default that is none of them, and for a
+    `draw` that displays nothing.
     """
     values = {name: parameter.default for name, parameter in inspect.signature(draw).parameters.items()}
     if values.keys() != choices.keys():
-        raise MmkitError(f"live: {draw.__name__} takes {', '.join(values)}, and there are choices for {', '.join(choices)}: give each parameter its own")
+        found = f"{draw.__name__} takes {', '.join(values)}, and there are choices for {', '.join(choices)}"
+        raise MmkitError(f"live: {found}: give each parameter its own")
     controls = {name: _control(name, list(choices[name]), value) for name, value in values.items()}
     box = ipywidgets.VBox(list(controls.values()))
     if get_ipython() is None:
@@ -53,4 +55,5 @@ def _control(name: str, options: list, value) -> ipywidgets.DOMWidget:
         raise MmkitError(f"live: the default {name}={value!r} is none of its choices {options}: take one of them")
     labelled = [(f"{option:.3g}" if isinstance(option, float) else str(option), option) for option in options]
     kind = ipywidgets.Dropdown if all(isinstance(option, str) for option in options) else ipywidgets.SelectionSlider
-    return kind(options=labelled, value=value, description=name.replace("_", " "), style={"description_width": "initial"})
+    style = {"description_width": "initial"}
+    return kind(options=labelled, value=value, description=name.replace("_", " "), style=style)
