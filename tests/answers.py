@@ -1,4 +1,4 @@
-"""Answers to exercises, run as a grader would run them, but in this process and without the cells that an answer does not need."""
+"""Answers to exercises, run as a grader would run them, but here and without the cells that an answer does not need."""
 
 import ast
 import builtins
@@ -25,7 +25,10 @@ def exercises(path) -> dict[str, tuple[dict, dict]]:
 
 
 def mutants(path) -> dict:
-    """tests/mutants/NN.yaml: exercise -> list of why and code (the whole cell); `parameters`: exercise -> what differs from the smoke profile."""
+    """tests/mutants/NN.yaml: exercise -> list of why and code (the whole cell).
+
+    Its `parameters`: exercise -> what differs from the smoke profile.
+    """
     file = MUTANTS / f"{path.stem[:2]}.yaml"
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
@@ -84,7 +87,7 @@ def run(source: str, space: dict, name: str) -> str:
 
 
 class Bench:
-    """A notebook run as far as some of its exercises need it; answers are put in and checked, each from the same state."""
+    """A notebook run as far as some exercises need it; answers are put in and checked, each from the same state."""
 
     def __init__(self, path, cells: list[dict], values: dict):
         self.space = {"__name__": "__main__"}

@@ -1,6 +1,7 @@
-"""What a student sees: JupyterLab on this machine, a headless Chromium that opens notebooks, runs all cells and moves a widget.
+"""What a student sees: JupyterLab, and a headless Chromium that opens notebooks, runs all cells and moves a widget.
 
-The copies that are opened have the smoke parameters put into their parameters cell. Screenshots are kept in runs/screenshots/.
+The copies that are opened have the smoke parameters put into their parameters cell. Screenshots are kept in
+runs/screenshots/.
 Without a Chromium this file is not collected, and the summary says so; where CI is set it fails instead.
 """
 
@@ -20,22 +21,26 @@ from mmkit import notebooks
 
 pytestmark = pytest.mark.notebooks
 SCREENSHOTS = ROOT / "runs" / "screenshots"
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic",
-]  # fmt: skip
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-quic"
+).split()
 SECONDS = 500  # for one step of the browser on a busy machine
 POLLING = 250  # milliseconds between two looks at the page: by default it looks at every frame
 
 # In the page: `window.jupyterapp` is JupyterLab, its current widget the notebook.
 OPEN = """() => {
     const panel = window.jupyterapp?.shell.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
-    return panel?.context?.isReady && panel.sessionContext.isReady && kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
+    return panel?.context?.isReady && panel.sessionContext.isReady &&
+        kernel?.connectionStatus === 'connected' && kernel.status === 'idle';
 }"""
-ANSWERS = "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestKernelInfo().then(() => { window.answers = true; }); }"
+ANSWERS = """() => { const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    kernel.requestKernelInfo().then(() => { window.answers = true; }); }"""
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; }); }"
 CELLS = """() => Array.from(window.jupyterapp.shell.currentWidget.content.model.cells).map(cell => ({
     id: cell.id, type: cell.type, count: cell.executionCount ?? null, outputs: cell.outputs?.toJSON() ?? []}))"""
-SHOW = """id => { const notebook = window.jupyterapp.shell.currentWidget.content, place = notebook.widgets.findIndex(cell => cell.model.id === id);
+SHOW = """id => { const notebook = window.jupyterapp.shell.currentWidget.content;
+    const place = notebook.widgets.findIndex(cell => cell.model.id === id);
     notebook.activeCellIndex = place; notebook.scrollToItem(place, 'start'); }"""
 
 
@@ -70,16 +75,16 @@ def server(tmp_path_factory):
     environment = {**os.environ, **{name: str(home / folder) for name, folder in own.items()}, "MMKIT_PROFILE": "smoke"}
     token = secrets.token_hex(16)
     options = {
-        "ServerApp.ip": "127.0.0.1", "ServerApp.port": 0, "ServerApp.root_dir": home / "files", "ServerApp.open_browser": False, "ServerApp.allow_root": True,
-        "IdentityProvider.token": token, "LabApp.extension_manager": "readonly",
-    }  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--expose-app-in-browser",
-        *(f"--{name}={value}" for name, value in options.items()),
-    ]
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": 0,
+        "ServerApp.root_dir": home / "files",
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "IdentityProvider.token": token,
+        "LabApp.extension_manager": "readonly",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--expose-app-in-browser"]
+    command += [f"--{name}={value}" for name, value in options.items()]
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(
             command, cwd=home, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from mmkit.teach.contract import check
+from mmkit.teach.contract import COLUMNS, check
 
 FIRST = """# Does more data help?
 
@@ -20,7 +20,11 @@ FIGURE = {
     "data": {"image/png": "aGk=", "text/plain": "[figure]"},
     "metadata": {"image/png": {"alt": "A line that rises from left to right."}},
 }
-PROFILES = "05_valid:\n  smoke: {pairs: 8}\n  other: [{rates: [0.1]}]\n  limits: {smoke: {seconds: 9, gigabytes: 1}, lab: {seconds: 30, gigabytes: 2}}\n"
+PROFILES = """05_valid:
+  smoke: {pairs: 8}
+  other: [{rates: [0.1]}]
+  limits: {smoke: {seconds: 9, gigabytes: 1}, lab: {seconds: 30, gigabytes: 2}}
+"""
 
 
 def markdown(identity, text):
@@ -120,6 +124,10 @@ MUTATIONS = {
         "lines of code exceed 250",
     ),
     "cell lines": (sets("set-up", source="x = 1\n" * 21), "cell set-up: 21 lines of code exceed 20"),
+    "columns": (
+        sets("set-up", source=f"x = '{'y' * COLUMNS}'"),
+        f"cell set-up: a line of {COLUMNS + 6} columns exceeds",
+    ),
     "same id": (sets("found", id="limits"), "cell limits: 2 cells have this id"),
     "random id": (sets("found", id="3f2a9c1e"), "cell 3f2a9c1e: an id is readable"),
     "tag": (

@@ -1,4 +1,4 @@
-"""Labs: the reference earns full marks, an empty hand-in none, plausible wrong answers fail; once through nbgrader's own autograder.
+"""Labs: the reference earns full marks, an empty hand-in none, plausible wrong answers fail.
 
 The graders are tested by mutation: tests/mutants/NN.yaml holds wrong answers, at least two an exercise, as whole cells.
 """
@@ -35,9 +35,8 @@ def _no_window(monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_exercise_has_two_wrong_answers(path):
     listed = answers.mutants(path)
-    assert listed, (
-        f"write tests/mutants/{path.stem[:2]}.yaml: exercise -> at least two wrong answers, each `why` and `code`, the whole cell"
-    )
+    form = "exercise -> at least two wrong answers, each `why` and `code`, the whole cell"
+    assert listed, f"write tests/mutants/{path.stem[:2]}.yaml: {form}"
     parameters = listed.pop("parameters", {})
     assert set(listed) == set(answers.exercises(path)) >= set(parameters)
     few = [
@@ -74,7 +73,7 @@ def test_a_plausible_wrong_answer_fails(path, name, code):
     assert not isinstance(failure.value, NameError), f"a wrong answer is the whole cell: {failure.value}"
 
 
-# --- nbgrader -----------------------------------------------------------------------------------------------------------
+# --- nbgrader ---------------------------------------------------------------------------------------------------------
 
 
 def edited(path, **sources):
@@ -87,7 +86,7 @@ def edited(path, **sources):
 
 @pytest.mark.notebooks
 def test_nbgrader_grades_a_lab(mmkit, tmp_path):
-    """From the command line, as a lecturer would. The last student also edits a check, deletes another and changes a parameter."""
+    """From the command line, as a lecturer would. The last student also edits a check and changes a parameter."""
     path = next(path for path in NOTEBOOKS if path.stem == "00_start_here")
     [*_, wrong] = answers.mutants(path)["seeds-needed"]
     built = mmkit("labs", "build", "00", "--course", tmp_path, check=0)
@@ -124,7 +123,7 @@ def test_nbgrader_grades_a_lab(mmkit, tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_lab_holds_back_what_it_must(path):
-    """nbgrader's own steps and the student view make the same text; every exercise is an answer cell and every check has points."""
+    """nbgrader's own steps and the student view make the same text; exercises are answers, checks have points."""
     import nbformat
     from nbgrader.preprocessors import CheckCellMetadata, ClearHiddenTests, ClearSolutions
 
@@ -155,11 +154,11 @@ def test_an_exercise_without_a_check_makes_no_lab():
 
 
 def test_grading_nothing_says_where_hand_ins_go(tmp_path):
+    name = "00_start_here"
     with pytest.raises(
-        MmkitError,
-        match="nothing was handed in for 00_start_here: put notebooks at .*submitted/STUDENT/00_start_here/00_start_here.ipynb",
+        MmkitError, match=f"nothing was handed in for {name}: put .*submitted/STUDENT/{name}/{name}.ipynb"
     ):
-        labs.grade("00_start_here", tmp_path)
+        labs.grade(name, tmp_path)
 
 
 def test_labs_without_nbgrader_say_how_to_get_it(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from mmkit.metrics import Score, accuracy, retrieval_scores
 
 
 def by_hand():
-    """Three images on the axes of space, so that a caption's scores are its coordinates; two captions each but for the last image."""
+    """Three images on the axes of space, so that a caption's scores are its coordinates; the last has one caption."""
     image = torch.eye(3)
     text = torch.tensor([[0.9, 0.2, 0.3], [0.1, 0.8, 0.2], [0.7, 0.6, 0.0], [0.2, 0.9, 0.1], [0.0, 0.1, 1.0]])
     return image, text, torch.tensor([0, 0, 1, 1, 2])
@@ -24,7 +24,8 @@ def test_recall_and_median_rank_of_an_example_worked_by_hand():
     scores = retrieval_scores(*by_hand(), ks=(1, 2))
     # image to text: image 0 ranks its .9 first; image 1 its .9 first; image 2 its 1.0 first
     assert scores["i2t/recall@1"].items.tolist() == [1, 1, 1]
-    # text to image: caption 0 -> image 0; caption 1 -> image 1 (wrong: .8 over .1 and .2, its own is last); caption 2 -> image 0 (wrong); 3, 4 right
+    # text to image: captions 0, 3 and 4 find their image. Caption 1 finds image 1 (.8 over .1 and .2; its own is last),
+    # caption 2 finds image 0.
     assert scores["t2i/recall@1"].items.tolist() == [1, 0, 0, 1, 1]
     assert scores["t2i/recall@2"].items.tolist() == [1, 0, 1, 1, 1]
     assert scores["t2i/median_rank"].items.tolist() == [1, 3, 2, 1, 1] and scores["t2i/median_rank"].value == 1

@@ -1,4 +1,7 @@
-"""Caption metrics: against the field's own scorer, its tokenizer's results, published correlations with human judgement, and captions that know nothing."""
+"""Caption metrics, against the field's own scorer, its tokenizer's results and published correlations with judgement.
+
+And captions that know nothing earn nothing.
+"""
 
 import os
 import random
@@ -20,7 +23,10 @@ NAMES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
 
 def field(candidates, references):
-    """Values, and the items of ROUGE-L, CIDEr-D and sentence BLEU, by the field's scorer (its Cider is CIDEr-D: it clips and punishes length)."""
+    """Values, and the items of ROUGE-L, CIDEr-D and sentence BLEU, by the field's scorer.
+
+    Its Cider is CIDEr-D: it clips and punishes length.
+    """
     given = {i: [" ".join(caption_words(text)) for text in texts] for i, texts in enumerate(references)}
     result = {i: [" ".join(caption_words(text))] for i, text in enumerate(candidates)}
     (bleus, sentences), (rouge, rouges), (cider, ciders) = (
@@ -181,7 +187,7 @@ def test_items_of_a_corpus_bleu_follow_the_corpus_when_an_item_counts_more():
             ), name
 
 
-# ---------------------------------------------------------------------------------------------- captions that know nothing
+# ---------------------------------------------------------------------------- captions that know nothing
 
 
 @pytest.mark.parametrize("name", ["shuffled pairs", "one caption for all", "random words"])
@@ -245,7 +251,10 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
         assert 0.15 < scores["bleu_4"].value < 0.35 and 0.6 < scores["cider_d"].value < 1.2
 
     def test_correlations_with_experts_are_those_published():
-        """Kendall's tau-c over 5,664 pairs of photo and caption, three experts each: Hessel et al., arXiv 2104.08718, table 1."""
+        """Kendall's tau-c over 5,664 pairs of photo and caption, three experts each.
+
+        Hessel et al., arXiv 2104.08718, table 1.
+        """
         by_key, by_photo = flickr8k()
         rows = [line.split("\t") for line in (TEXT / "ExpertAnnotations.txt").read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if row[0] in by_photo and by_key[row[1]] not in by_photo[row[0]]]

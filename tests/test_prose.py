@@ -1,4 +1,4 @@
-"""A number in prose is one that a run gives: what counts as one, what supports it, and that a stale or typed one fails."""
+"""A number in prose is one that a run gives: what counts as one, what supports it; a stale or typed one fails."""
 
 import pytest
 

@@ -122,7 +122,7 @@ def test_a_figure_carries_alt_text_and_a_stamp(shown, monkeypatch):
 
 def test_every_arm_has_a_look_of_its_own(shown):
     looks = [(look["color"], look["marker"]) for look in map(plots.arm, plots.ARMS)]
-    assert len(set(looks)) == len(plots.ARMS) and plots.arm("joint_plus_unimodal")["label"] == "joint plus unimodal"
+    assert len(set(looks)) == len(plots.ARMS) and plots.arm("joint_plus_unimodal")["label"] == "from scratch, own losses added"
     with plots.figure(1, 2, alt="Both figures of the report, for a wide range and a free arm.") as axes:
         rows = [
             {"label": name, "effect": 5.0, "low": -1.0, "high": 40.0, "smallest_effect": 0.5, "sign": -1, "verdict": name, "text": "t"}

@@ -1,4 +1,4 @@
-"""The student, solution and code-only copies say what their notebook says, keep back what students must not see, and are not stale."""
+"""The student, solution and code-only copies say what their notebook says, hide what they must, and are not stale."""
 
 import ast
 import json
@@ -69,7 +69,8 @@ def test_what_each_view_shows_and_hides(made):
 
 
 def test_several_regions_in_a_cell_and_one_at_its_end():
-    two = "### BEGIN SOLUTION\na = 1\n### END SOLUTION\nb = 2\nif b:\n    ### BEGIN SOLUTION\n    c = 3\n    ### END SOLUTION"
+    two = "### BEGIN SOLUTION\na = 1\n### END SOLUTION\nb = 2\n"
+    two += "if b:\n    ### BEGIN SOLUTION\n    c = 3\n    ### END SOLUTION"
     assert (
         views.student_source(two)
         == f"{views.STUB}\nb = 2\nif b:\n    # YOUR CODE HERE\n    raise NotImplementedError()"
@@ -107,7 +108,7 @@ def test_a_copy_whose_notebook_is_gone_is_found(made):
     assert sorted(file.name for file in views.orphans(made.parent)) == ["07_made.ipynb", "07_made.ipynb", "07_made.py"]
 
 
-# --- the notebooks of the kit -------------------------------------------------------------------------------------------
+# --- the notebooks of the kit -----------------------------------------------------------------------------------------
 
 
 @each_notebook
@@ -121,7 +122,7 @@ def test_no_copy_is_left_over():
 
 @each_notebook
 def test_solution_and_code_are_the_code_that_the_tests_run(path):
-    """Markers are comments: the same syntax trees, so that what papermill and nbval show of the notebook holds for its copies."""
+    """Markers are comments: with the same syntax trees, what nbval shows of a notebook holds for its copies."""
     texts = views.render(path)
     code = [cell["source"] for cell in notebooks.code_cells(notebooks.read(path))]
     copied = [

@@ -64,6 +64,7 @@ def test_it_says_what_is_wrong():
 
 
 def test_a_draw_that_displays_nothing_is_refused():
-    source = "from mmkit.teach import widgets\ntry:\n    widgets.live(lambda size=1: None, size=[1])\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    source = "from mmkit.teach import widgets\ntry:\n    widgets.live(lambda size=1: None, size=[1])\n"
+    source += "except Exception as error:\n    print(type(error).__name__, error)"
     ((output,),), _ = executed(source)
     assert output.text.startswith("MmkitError") and "displayed nothing" in output.text

@@ -1,9 +1,9 @@
 """nbgrader assignments from the notebooks: `build` makes one, `grade` runs nbgrader's own autograder on what came back.
 
 A cell tagged `exercise` is where an answer goes. The `check` behind it, hidden tests included, earns its points. Every
-other code cell is restored before grading. A prediction earns its point for being made in the asked form: a guess is not
-marked right or wrong. Submissions are run with the rights of whoever grades them: grade what strangers hand in inside a
-container.
+other code cell is restored before grading. A prediction earns its point for being made in the asked form: a guess is
+not marked right or wrong. Submissions are run with the rights of whoever grades them: grade what strangers hand in
+inside a container.
 """
 
 import io
@@ -122,13 +122,11 @@ def table(scores: Scores) -> str:
         total = f"{sum(got for got, _ in points.values()):g} of {most:g}" if points else "not graded"
         rows.append([student, *(f"{points[name][0]:g}" if points else "-" for name in columns), total])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if place == 0 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    )
+    lines = []
+    for student, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        lines.append("  ".join([student.ljust(widths[0]), *aligned]))
+    return "\n".join(lines)
 
 
 def _config(course: str | Path):
