@@ -22,18 +22,20 @@ from mmkit.metrics import caption_scores, caption_words
 NAMES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
 
+def tokenised(texts):
+    """Number of an item -> its texts, words set apart by spaces, as the field's scorer takes them."""
+    return {number: [" ".join(caption_words(text)) for text in some] for number, some in enumerate(texts)}
+
+
 def field(candidates, references):
     """Values, and the items of ROUGE-L, CIDEr-D and sentence BLEU, by the field's scorer.
 
     Its Cider is CIDEr-D: it clips and punishes length.
     """
-    given = {i: [" ".join(caption_words(text)) for text in texts] for i, texts in enumerate(references)}
-    result = {i: [" ".join(caption_words(text))] for i, text in enumerate(candidates)}
-    (bleus, sentences), (rouge, rouges), (cider, ciders) = (
-        Bleu(4).compute_score(given, result, verbose=0),
-        Rouge().compute_score(given, result),
-        Cider().compute_score(given, result),
-    )
+    given, result = tokenised(references), tokenised([text] for text in candidates)
+    bleus, sentences = Bleu(4).compute_score(given, result, verbose=0)
+    rouge, rouges = Rouge().compute_score(given, result)
+    cider, ciders = Cider().compute_score(given, result)
     items = {"rouge_l": rouges, "cider_d": ciders} | {f"bleu_{n + 1}": np.array(sentences[n]) for n in range(4)}
     return dict(zip(NAMES, [*bleus, rouge, cider], strict=True)), items
 
@@ -88,12 +90,10 @@ def test_every_metric_equals_the_fields_scorer_on_random_words(items):
 
 def test_identical_captions_earn_the_most_and_empty_ones_nothing():
     distinct = [[f"{word} stands beside another {word} here"] for word in ("dog", "cat", "horse")]
-    best, none = (
-        caption_scores(candidates, distinct) for candidates in ([texts[0] for texts in distinct], ["", "", ""])
-    )
-    assert {name: score.value for name, score in best.items()} == pytest.approx(
-        {**dict.fromkeys(NAMES[:5], 1.0), "cider_d": 10.0}
-    )
+    best = caption_scores([texts[0] for texts in distinct], distinct)
+    none = caption_scores(["", "", ""], distinct)
+    most = {**dict.fromkeys(NAMES[:5], 1.0), "cider_d": 10.0}
+    assert {name: score.value for name, score in best.items()} == pytest.approx(most)
     assert all(score.items.tolist() == [0, 0, 0] for score in none.values())
     assert caption_scores(["dog", ""], [["dog"], ["cat"]])["rouge_l"].items.tolist() == [1, 0]
 
@@ -146,14 +146,16 @@ def corpus(items=300, seed=0):
     """Captions that share words with their references, the first half of the items better than the second."""
     draw = random.Random(seed)
     words = [f"{letter}{number}" for letter in "wxyz" for number in range(8)]
-    sentences = [[draw.choice(words) for _ in range(draw.randint(5, 12))] for _ in range(items)]
+    sentences = [draw.choices(words, k=draw.randint(5, 12)) for _ in range(items)]
 
     def change(sentence, share):
         return " ".join(draw.choice(words) if draw.random() < share else word for word in sentence)
 
-    return [change(s, 0.2 if i < items / 2 else 0.5) for i, s in enumerate(sentences)], [
-        [change(s, 0.1) for _ in range(draw.randint(1, 5))] for s in sentences
-    ]
+    def others(sentence):
+        return [change(sentence, 0.1) for _ in range(draw.randint(1, 5))]
+
+    candidates = [change(sentence, 0.2 if i < items / 2 else 0.5) for i, sentence in enumerate(sentences)]
+    return candidates, [others(sentence) for sentence in sentences]
 
 
 @pytest.mark.slow
@@ -194,11 +196,11 @@ def test_items_of_a_corpus_bleu_follow_the_corpus_when_an_item_counts_more():
 def test_captions_that_know_nothing_score_low(name):
     candidates, references = corpus()
     right = caption_scores(candidates, references)
-    draw = random.Random(1)
+    draw, words = random.Random(1), [f"{letter}{number}" for letter in "wxyz" for number in range(8)]
     wrong = {
         "shuffled pairs": draw.sample(candidates, len(candidates)),
         "one caption for all": [candidates[0]] * len(candidates),
-        "random words": [" ".join(draw.choice("wxyz") + str(draw.randrange(8)) for _ in range(8)) for _ in candidates],
+        "random words": [" ".join(draw.choices(words, k=8)) for _ in candidates],
     }[name]
     scores = caption_scores(wrong, references)
     assert right["bleu_4"].value > 0.3 and right["cider_d"].value > 3
@@ -260,16 +262,10 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
         rows = [row for row in rows if row[0] in by_photo and by_key[row[1]] not in by_photo[row[0]]]
         assert len(rows) == 5664
         pairs = [by_key[row[1]] for row in rows], [by_photo[row[0]] for row in rows]
-        scores, words = (
-            caption_scores(*pairs),
-            [
-                [[" ".join(caption_words(text)) for text in texts] for texts in part]
-                for part in ([[text] for text in pairs[0]], pairs[1])
-            ],
-        )
-        items = {name: scores[name].items for name in ("rouge_l", "cider_d")} | {
-            "bleu_1": Bleu(1).compute_score(*(dict(enumerate(part)) for part in words[::-1]), verbose=0)[1][0]
-        }
+        scores = caption_scores(*pairs)
+        given, result = tokenised(pairs[1]), tokenised([text] for text in pairs[0])
+        items = {name: scores[name].items for name in ("rouge_l", "cider_d")}
+        items["bleu_1"] = Bleu(1).compute_score(given, result, verbose=0)[1][0]
         experts = np.array([row[2:] for row in rows], dtype=int).ravel()
         tau = {
             name: 100 * kendalltau(np.repeat(items[name], 3), experts, variant="c").statistic

@@ -22,14 +22,13 @@ box = widgets.live(draw, size=[1, 2, 3], kind=["plain", "dotted"])
 def executed(*sources):
     """The outputs of each cell after all have run, widget views left out."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    NotebookClient(
-        notebook, kernel_name="python3", kernel_manager_class=notebooks.IpcKernelManager, timeout=1200
-    ).execute()
-    shown = [
-        [output for output in cell.outputs if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
-        for cell in notebook.cells
-    ]
-    return shown, notebook
+    options = {"kernel_name": "python3", "kernel_manager_class": notebooks.IpcKernelManager, "timeout": 1200}
+    NotebookClient(notebook, **options).execute()
+    return [_without_widgets(cell.outputs) for cell in notebook.cells], notebook
+
+
+def _without_widgets(outputs):
+    return [output for output in outputs if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
 
 
 @pytest.mark.slow
