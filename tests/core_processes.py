@@ -1,4 +1,7 @@
-"""Two processes of a gloo group on the CPU, for tests/test_core_distributed.py: python core_processes.py RANK FILE OUT."""
+"""Two processes of a gloo group on the CPU, for tests/test_core_distributed.py.
+
+core_processes.py RANK FILE OUT
+"""
 
 import sys
 
@@ -20,7 +23,12 @@ class Towers(nn.Module):
         self.scale, self.bias = nn.Parameter(torch.tensor(12.0)), nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, pair):
-        return F.normalize(self.image(pair[0]), dim=1), F.normalize(self.text(pair[1]), dim=1), self.scale * 1, self.bias * 1
+        return (
+            F.normalize(self.image(pair[0]), dim=1),
+            F.normalize(self.text(pair[1]), dim=1),
+            self.scale * 1,
+            self.bias * 1,
+        )
 
 
 def contrastive(image, text, scale, bias, group):
@@ -55,7 +63,11 @@ def main(rank: int, file: str, out: str) -> None:
     model = nn.parallel.DistributedDataParallel(Towers())
     chunks = list(zip(*(x.split(5) for x in own)))
     with model.no_sync():
-        loss = gradient_cache(lambda pair: model(pair)[:2], chunks, lambda *x: contrastive_loss(*x, model.module.scale, group=group) + 0 * model.module.bias)
+        loss = gradient_cache(
+            lambda pair: model(pair)[:2],
+            chunks,
+            lambda *x: contrastive_loss(*x, model.module.scale, group=group) + 0 * model.module.bias,
+        )
     average_gradients(model.parameters())
     found["gradient cache"] = result(loss, model.module)
     torch.save(found, f"{out}{rank}.pt")

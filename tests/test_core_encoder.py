@@ -1,5 +1,4 @@
-"""The frozen image encoder by ONNX Runtime: the same features, and PyTorch in its place, said aloud, when that is not so."""
-
+"""The frozen image encoder by ONNX Runtime: the same features, or PyTorch in its place, which is said."""
 
 import pytest
 import torch
@@ -34,16 +33,23 @@ def test_what_is_not_installed_is_named_with_its_remedy(encoder, monkeypatch, ca
     monkeypatch.setattr(fast, "find_spec", lambda name: None)
     with quick(encoder, 3) as said:
         assert "maps" not in vars(encoder)
-    assert said == "PyTorch: onnxruntime and onnxscript not installed, pip install 'mmkit[fast]'" and said in capsys.readouterr().out
+    assert (
+        said == "PyTorch: onnxruntime and onnxscript not installed, pip install 'mmkit[fast]'"
+        and said in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("wrong, taken", [(0.0, "ONNX Runtime"), (1e-4, "ONNX Runtime"), (1e-2, "PyTorch: ONNX Runtime's maps differ")])
+@pytest.mark.parametrize(
+    "wrong, taken", [(0.0, "ONNX Runtime"), (1e-4, "ONNX Runtime"), (1e-2, "PyTorch: ONNX Runtime's maps differ")]
+)
 def test_another_encoder_is_not_taken_for_the_same(encoder, monkeypatch, capsys, wrong, taken):
     plain = type(encoder).maps
     monkeypatch.setattr(fast, "find_spec", lambda name: name)
     monkeypatch.setattr(fast, "_session", lambda encoder: lambda x: (1 + wrong) * plain(encoder, x))
     with quick(encoder, 3) as said, torch.inference_mode():
-        changed = not encoder(pixels(3)).summary.equal(encoder.body.forward_features((pixels(3).float() - 127) / 128).mean((2, 3)))
+        changed = not encoder(pixels(3)).summary.equal(
+            encoder.body.forward_features((pixels(3).float() - 127) / 128).mean((2, 3))
+        )
     assert said.startswith(taken) and said in capsys.readouterr().out and changed == (wrong == 1e-4)
     assert "maps" not in vars(encoder), "outside the block the encoder is itself"
 

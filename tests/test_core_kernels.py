@@ -1,4 +1,4 @@
-"""The Triton kernels where there is no GPU: their results in Triton's interpreter, and what the compiler makes of them for sm_90."""
+"""The Triton kernels without a GPU: their results in Triton's interpreter, and what the compiler makes of them."""
 
 import json
 import os
@@ -15,14 +15,20 @@ pytestmark = pytest.mark.slow
 
 def told(what, **environment):
     script = Path(__file__).with_name("core_kernels.py")
-    done = subprocess.run([sys.executable, str(script), what], capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, str(script), what], capture_output=True, text=True, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_triton_is_not_imported_until_it_is_used():
-    script = "import sys, torch, mmkit.core as c; x = torch.eye(3); c.contrastive_loss(x, x, 1.0); print('triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    script = "import sys, torch, mmkit.core as core\n"
+    script += "x = torch.eye(3); core.contrastive_loss(x, x, 1.0); print('triton' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 if HAS_TRITON:  # Triton has no package for every system

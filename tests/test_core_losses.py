@@ -1,4 +1,4 @@
-"""The losses of the core against their formulas written out in float64: values, gradients, sizes, types, and what they refuse."""
+"""The losses of the core against their formulas in float64: values, gradients, sizes, types, and what they refuse."""
 
 import math
 
@@ -8,30 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mmkit.core import choose, contrastive_loss, gradient_cache, linear_cross_entropy, sigmoid_loss
+from mmkit.core import choose, contrastive_loss, gradient_cache, linear_cross_entropy, reference, sigmoid_loss
 
 
 def batch(regime, n, d, seed=0):
-    """Unit vectors and a scale. cone: everything alike; hard: near misses; saturated: every pair told apart, as late in training."""
+    """Unit vectors and a scale. cone: all alike; hard: near misses; saturated: all told apart, as late in training."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     if regime == "cone":
         centre = 1.5 * draw(1, d)
         return F.normalize(draw(n, d) + centre, dim=1), F.normalize(draw(n, d) + centre, dim=1), 14.3
-    image = draw(n, d)
-    return F.normalize(image, dim=1), F.normalize(image + {"hard": 5.0, "saturated": 2.2}[regime] * math.sqrt(d / 384) * draw(n, d), dim=1), 100.0
-
-
-def infonce(image, text, scale):
-    """The formula with its N x N matrix, the positive apart: float64 keeps a loss of 1e-7 this way too."""
-    s = scale * image @ text.T
-    positive, off = s.diagonal(), s.masked_fill(torch.eye(len(s), dtype=torch.bool), -torch.inf)
-    return (F.softplus(off.logsumexp(1) - positive, threshold=700).mean() + F.softplus(off.logsumexp(0) - positive, threshold=700).mean()) / 2
-
-
-def siglip(image, text, scale, bias):
-    z = 2 * torch.eye(len(image), dtype=image.dtype) - 1
-    return F.softplus(-z * (scale * image @ text.T + bias), threshold=700).sum() / len(image)
+    image, noise = draw(n, d), {"hard": 5.0, "saturated": 2.2}[regime] * math.sqrt(d / 384)
+    return F.normalize(image, dim=1), F.normalize(image + noise * draw(n, d), dim=1), 100.0
 
 
 def run(loss, *inputs):
@@ -55,26 +43,29 @@ SIZES = [(1023, 384), (515, 512), (257, 640), (300, 768), (130, 1024)]
 @pytest.mark.parametrize("regime, bound", [("cone", 1e-6), ("hard", 1e-6), ("saturated", 1e-5)])
 def test_contrastive_gradients_in_float32(regime, bound, n, d):
     image, text, scale = batch(regime, n, d)
-    found = errors(lambda *x: contrastive_loss(*x, tile=256), infonce, image, text, torch.tensor(scale))
+    found = errors(
+        lambda *x: contrastive_loss(*x, tile=256), reference.contrastive_loss, image, text, torch.tensor(scale)
+    )
     assert max(found[:3]) <= bound and found[3] <= 5e-6, found
 
 
 @pytest.mark.parametrize("regime", ["cone", "hard", "saturated"])
 def test_contrastive_gradients_in_bfloat16(regime):
     image, text, scale = batch(regime, 515, 384)
-    assert max(errors(contrastive_loss, infonce, image.bfloat16(), text.bfloat16(), torch.tensor(scale))) <= 2e-3
+    assert (
+        max(
+            errors(contrastive_loss, reference.contrastive_loss, image.bfloat16(), text.bfloat16(), torch.tensor(scale))
+        )
+        <= 2e-3
+    )
 
 
 def test_a_saturated_batch_keeps_digits_that_the_ordinary_formula_loses():
     image, text, scale = batch("saturated", 515, 384)
-
-    def ordinary(image, text, scale):
-        s, target = scale * image @ text.T, torch.arange(len(image))
-        return (F.cross_entropy(s, target) + F.cross_entropy(s.T, target)) / 2
-
-    expected = run(infonce, image.double(), text.double(), torch.tensor(scale).double())
+    expected = run(reference.contrastive_loss, image.double(), text.double(), torch.tensor(scale).double())
     assert 0 < expected[0] < 1e-4
-    ours, theirs = (run(loss, image, text, torch.tensor(scale))[1] for loss in (contrastive_loss, ordinary))
+    both = contrastive_loss, reference.contrastive_loss
+    ours, theirs = (run(loss, image, text, torch.tensor(scale))[1] for loss in both)
     assert 20 * (ours - expected[1]).norm() < (theirs - expected[1]).norm()
 
 
@@ -83,17 +74,22 @@ def test_a_saturated_batch_keeps_digits_that_the_ordinary_formula_loses():
 def test_contrastive_loss_is_its_formula_for_any_tile(n, d, tile, scale, seed):
     image, text = (x.double() for x in batch("hard", n, d, seed)[:2])
     scale = torch.tensor(scale, dtype=torch.float64)
-    found, expected = run(lambda *x: contrastive_loss(*x, tile=tile), image, text, scale), run(infonce, image, text, scale)
+    found, expected = (
+        run(lambda *x: contrastive_loss(*x, tile=tile), image, text, scale),
+        run(reference.contrastive_loss, image, text, scale),
+    )
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 
 def test_scores_that_lie_far_apart_are_not_lost():
-    """Duplicates across pairs put some scores 600 powers of two above others; one shift a tile would lose the small ones."""
+    """Duplicates across pairs put some scores 600 powers of two above others. One shift a tile would lose the small."""
     image, text, _ = batch("hard", 60, 16)
     text[7], image[3] = image[20], -text[4]
     for scale in (30.0, 200.0, 1000.0):
-        found = errors(lambda *x: contrastive_loss(*x, tile=32), infonce, image, text, torch.tensor(scale))
+        found = errors(
+            lambda *x: contrastive_loss(*x, tile=32), reference.contrastive_loss, image, text, torch.tensor(scale)
+        )
         assert max(found) <= 2e-5 * max(1, scale / 100), (scale, found)
 
 
@@ -114,7 +110,8 @@ def test_a_batch_of_one_has_nothing_to_learn_from():
 def test_the_gradient_carries_what_comes_from_above():
     image, text, scale = batch("hard", 30, 8)
     for loss in (contrastive_loss, sigmoid_loss):
-        once, thrice = run(loss, image, text, torch.tensor(scale)), run(lambda *x: 3 * loss(*x) + 1, image, text, torch.tensor(scale))  # noqa: B023
+        once = run(loss, image, text, torch.tensor(scale))
+        thrice = run(lambda *x, loss=loss: 3 * loss(*x) + 1, image, text, torch.tensor(scale))
         for a, b in zip(once[1:], thrice[1:]):
             torch.testing.assert_close(3 * a, b, rtol=1e-5, atol=1e-7)
 
@@ -127,7 +124,14 @@ def test_the_gradient_carries_what_comes_from_above():
 def test_sigmoid_gradients_in_float32(regime, n, d):
     image, text, scale = batch(regime, n, d)
     bias = {"cone": -10.0, "hard": -20.0, "saturated": -25.0}[regime]
-    found = errors(lambda *x: sigmoid_loss(*x, tile=256), siglip, image, text, torch.tensor(scale), torch.tensor(bias))
+    found = errors(
+        lambda *x: sigmoid_loss(*x, tile=256),
+        reference.sigmoid_loss,
+        image,
+        text,
+        torch.tensor(scale),
+        torch.tensor(bias),
+    )
     assert max(found) <= 1e-5, found
 
 
@@ -143,7 +147,7 @@ def test_sigmoid_loss_by_hand_and_without_gradients():
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 40), st.floats(0.5, 150), st.floats(-20, 20))
 def test_sigmoid_loss_is_its_formula_for_any_tile(n, d, tile, scale, bias):
     inputs = *(x.double() for x in batch("hard", n, d)[:2]), torch.tensor(scale).double(), torch.tensor(bias).double()
-    for a, b in zip(run(lambda *x: sigmoid_loss(*x, tile=tile), *inputs), run(siglip, *inputs)):
+    for a, b in zip(run(lambda *x: sigmoid_loss(*x, tile=tile), *inputs), run(reference.sigmoid_loss, *inputs)):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
 
 
@@ -172,9 +176,12 @@ def test_linear_cross_entropy_is_its_formula(reduction, smoothing, biased):
 
         return total
 
-    options = dict(ignore_index=5, label_smoothing=smoothing, reduction=reduction)
+    smoothed = dict(ignore_index=5, label_smoothing=smoothing)
+    options = dict(smoothed, reduction=reduction)
     ours = loss(lambda h, w, b: linear_cross_entropy(h, w, target, b, chunk=16, **options))
     formula = loss(lambda h, w, b: F.cross_entropy(F.linear(h, w, b), target, **options))
+    if reduction == "mean":
+        formula = loss(lambda h, w, b: reference.linear_cross_entropy(h, w, target, b, **smoothed))
     if not biased:
         ours, formula = ((lambda h, w, f=f: f(h, w, torch.zeros(1))) for f in (ours, formula))
     found = errors(ours, formula, hidden, weight, *[bias] * biased)
@@ -187,9 +194,7 @@ def test_linear_cross_entropy_at_confident_tokens():
     hidden = 0.6 * weight[target]
 
     def formula(hidden, weight, bias):
-        z = hidden @ weight.T + bias
-        wrong = z.scatter(1, target[:, None], -torch.inf).logsumexp(1)
-        return F.softplus(wrong - z.gather(1, target[:, None])[:, 0], threshold=700).mean()
+        return reference.linear_cross_entropy(hidden, weight, target, bias)
 
     assert formula(hidden.double(), weight.double(), bias.double()) < 1e-3
     found = errors(lambda *x: linear_cross_entropy(*x[:2], target, x[2]), formula, hidden, weight, bias)
@@ -200,7 +205,8 @@ def test_linear_cross_entropy_without_a_token_to_learn_from():
     hidden, weight, _, target = words(6, 9, 4)
     hidden[2:] = torch.nan  # padding may hold anything
     target[2:] = -100
-    assert linear_cross_entropy(hidden, weight, target).item() == pytest.approx(F.cross_entropy(hidden[:2] @ weight.T, target[:2]).item(), rel=1e-5)
+    expected = reference.linear_cross_entropy(hidden, weight, target).item()
+    assert linear_cross_entropy(hidden, weight, target).item() == pytest.approx(expected, rel=1e-5)
     found = run(lambda h, w: linear_cross_entropy(h, w, torch.full((6,), -100)), hidden, weight)
     assert all(not x.any() for x in found)
 
@@ -212,7 +218,8 @@ class Towers(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.image, self.text = (torch.nn.Sequential(torch.nn.Linear(12, 32), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(32, 8)) for _ in range(2))
+        layers = lambda: (torch.nn.Linear(12, 32), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(32, 8))  # noqa: E731
+        self.image, self.text = (torch.nn.Sequential(*layers()) for _ in range(2))
         self.scale = torch.nn.Parameter(torch.tensor(10.0))
 
     def forward(self, pair):
@@ -225,9 +232,7 @@ def test_gradient_cache_is_the_whole_batch_at_once():
     for dropout in (False, True):
         whole, cached = Towers().train(dropout), Towers().train(dropout)
         torch.manual_seed(1)
-        encoded = [torch.cat(parts) for parts in zip(*(whole(chunk) for chunk in chunks))]  # the same masks, everything kept
-        expected = contrastive_loss(*encoded, whole.scale)
-        expected.backward()
+        expected = reference.gradient_cache(whole, chunks, lambda *x: contrastive_loss(*x, whole.scale))  # noqa: B023
         after = torch.get_rng_state()
         torch.manual_seed(1)
         loss = gradient_cache(cached, chunks, lambda *x: contrastive_loss(*x, cached.scale))  # noqa: B023
@@ -246,7 +251,7 @@ def test_gradient_cache_notices_a_random_state_that_it_cannot_replay():
         gradient_cache(model, [], torch.sum)
 
 
-# ---------------------------------------------------------------------------------------------- what they live with, and what they refuse
+# ---------------------------------------------------------------------------------------------- what they refuse
 
 
 def losses():
@@ -255,7 +260,9 @@ def losses():
         "contrastive_loss": lambda a, b: contrastive_loss(a, b, 5.0),
         "sigmoid_loss": lambda a, b: sigmoid_loss(a, b, 5.0, -1.0),
         "linear_cross_entropy": lambda a, b: linear_cross_entropy(a, b[:5], target),
-        "linear_cross_entropy, each": lambda a, b: linear_cross_entropy(a, b[:5], target, reduction="none").square().sum(),
+        "linear_cross_entropy, each": lambda a, b: (
+            linear_cross_entropy(a, b[:5], target, reduction="none").square().sum()
+        ),
     }
 
 
@@ -326,6 +333,6 @@ def test_inputs_that_do_not_fit_are_refused():
     ]:
         with pytest.raises(ValueError, match=reason):
             linear_cross_entropy(*arguments)
-    for options in ({"reduction": "max"}, {"label_smoothing": 1.0}):
-        with pytest.raises(ValueError, match="must be mean, sum or none"):
+    for options, reason in [({"reduction": "max"}, "mean, sum or none"), ({"label_smoothing": 1.0}, "lie in .0, 1.")]:
+        with pytest.raises(ValueError, match=reason):
             linear_cross_entropy(x, x, target, **options)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
-PAD = 16  # numbers between a tile's rows: rows a power of two apart share the cache's sets, and products with the transpose take a tenth longer
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
+# Rows a power of two apart share the cache's sets, which makes a product with the transpose a tenth slower.
+PAD = 16  # numbers between the rows of a tile
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported: the import takes a second
 LOG = logging.getLogger("mmkit.core")
 
 
@@ -22,7 +23,7 @@ class Choice(NamedTuple):
 
 
 def choose(x: Tensor, backend: str = "auto") -> Choice:
-    """What `backend` means for tensors like `x`; every function of the core asks this and logs it at debug level (logger `mmkit.core`).
+    """The backend for tensors like `x`, which every function of the core asks for and logs (at debug, `mmkit.core`).
 
     Raises ValueError for an unknown name, or for "triton" where it cannot run.
     """
@@ -33,9 +34,17 @@ def choose(x: Tensor, backend: str = "auto") -> Choice:
     obstacle = _obstacle(x)
     if backend == "triton" and obstacle:
         raise ValueError(f"backend='triton' cannot run: {obstacle}; pass backend='auto'")
-    if backend == "auto" and not obstacle and (x.dtype == torch.float32 or x.device.type != "cuda"):
-        obstacle = "float32 products belong to the vendor's library" if x.device.type == "cuda" else "the interpreter is for tests"
-    choice = Choice("torch", obstacle) if obstacle else Choice("triton", "asked for" if backend == "triton" else f"{x.dtype} on an NVIDIA GPU")
+    on_gpu = x.device.type == "cuda"
+    if backend == "triton":
+        choice = Choice("triton", "asked for")
+    elif obstacle:
+        choice = Choice("torch", obstacle)
+    elif not on_gpu:
+        choice = Choice("torch", "the interpreter is for tests")
+    elif x.dtype == torch.float32:
+        choice = Choice("torch", "float32 products belong to the vendor's library")
+    else:
+        choice = Choice("triton", f"{x.dtype} on an NVIDIA GPU")
     if not torch.compiler.is_compiling():
         LOG.debug("%s: %s", *choice)
     return choice
@@ -48,19 +57,25 @@ def _obstacle(x: Tensor) -> str:
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the kernels have no {x.dtype}"
     if x.device.type != "cuda" or torch.version.hip:
-        return "" if os.environ.get("TRITON_INTERPRET") == "1" else f"the inputs are on {x.device}, not on an NVIDIA GPU"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return "" if interpreted else f"the inputs are on {x.device}, not on an NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability(x.device)
     return "" if major >= 8 else f"the GPU has compute capability {major}.{minor}, the kernels need 8.0"
 
 
 def pairs(name: str, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides in the type they are multiplied in, autocast's where it is on. Raises ValueError unless they are two (N, D) float tensors of one kind."""
+    """Both sides (N, D) in the type they are multiplied in: autocast's where it is on.
+
+    Raises ValueError, in the name of the loss, unless they are two float tensors of one shape, type and device.
+    """
     if image.shape != text.shape or image.ndim != 2 or not image.numel():
-        raise ValueError(f"{name} needs two non-empty (N, D) tensors of one shape, got {tuple(image.shape)} and {tuple(text.shape)}")
+        shapes = f"{tuple(image.shape)} and {tuple(text.shape)}"
+        raise ValueError(f"{name} needs two non-empty (N, D) tensors of one shape, got {shapes}")
     image, text = autocast(image, text)
     if image.dtype != text.dtype or not image.is_floating_point() or image.device != text.device:
-        raise ValueError(f"{name} needs two floating-point tensors of one type and device, got {image.dtype} on {image.device} and {text.dtype} on {text.device}")
-    if image.device.type == "mps":  # has no float64, in which a few sums are kept
+        kinds = f"{image.dtype} on {image.device} and {text.dtype} on {text.device}"
+        raise ValueError(f"{name} needs two floating-point tensors of one type and device, got {kinds}")
+    if image.device.type == "mps":  # it has no float64, in which a few sums are kept
         image, text = image.cpu(), text.cpu()
     return image.contiguous(), text.contiguous()
 
@@ -72,7 +87,7 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def operator(function):
-    """Registers `function` as torch.ops.mmkit.NAME, which torch.compile takes as one step, with autocast off: its inputs have their types already.
+    """Registers `function` as torch.ops.mmkit.NAME, which torch.compile takes as one step. Autocast is off inside.
 
     Not by `torch.library.custom_op`, whose first call imports the compiler.
     """
@@ -93,8 +108,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
-    """The dot product of each row of x with the same row of y, in float64: (n,). In strips, so that the wide copies stay small."""
-    strip = 256 if x.device.type == "cpu" else 8192
+    """The dot product of each row of x with the same row of y: (n,) in float64."""
+    strip = 256 if x.device.type == "cpu" else 8192  # rows at a time, so that the float64 copies stay small
     return torch.cat([(a.double() * b.double()).sum(1) for a, b in zip(x.split(strip), y.split(strip))])
 
 
@@ -108,14 +123,17 @@ def scalar(value: Tensor | float, like: Tensor, name: str) -> Tensor:
 
 
 def finite(loss: Tensor, name: str) -> Tensor:
-    """The loss. Raises ValueError on the CPU when it is NaN or infinite; a GPU is not waited for, and compiled code does not look."""
+    """The loss. On the CPU raises ValueError when it is NaN or infinite.
+
+    A GPU would have to be waited for, and compiled code cannot look, so there the loss is NaN.
+    """
     if loss.device.type == "cpu" and not torch.compiler.is_compiling() and not loss.isfinite().all():
         raise ValueError(f"the scores of {name} are not finite: the embeddings or the scale hold NaN or infinity")
     return loss
 
 
 class Once(torch.autograd.Function):
-    """A gradient as it is, which refuses to be differentiated again: Once.apply(gradient, what it was computed from...)."""
+    """A gradient that refuses to be differentiated again: Once.apply(gradient, what it was computed from...)."""
 
     @staticmethod
     def forward(gradient, *inputs):
@@ -127,11 +145,12 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("the losses of mmkit.core have no second derivative; write the formula out where one is needed")
+        raise RuntimeError("the losses of mmkit.core have no second derivative; take it of mmkit.core.reference's")
 
 
 def first_derivatives(gradients, inputs) -> tuple:
-    """The gradients, None among them, guarded against a second derivative when one may be asked for."""
+    """The gradients, None among them, guarded against a second derivative where one may be asked for."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return tuple(gradients)
-    return tuple(x if x is None else Once.apply(x, *(y for y in inputs if y is not None)) for x in gradients)
+    given = [x for x in inputs if x is not None]
+    return tuple(x if x is None else Once.apply(x, *given) for x in gradients)

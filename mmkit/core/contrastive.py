@@ -1,9 +1,10 @@
 """Symmetric InfoNCE in tiles. Legend: N pairs in the batch, n of them on this process, D width of an embedding.
 
-With s = scale * image @ text.T and r_i, c_j the logarithms of the sums of e^s over a row's and a column's *negatives*,
+With s = scale * image @ text.T and r_i, c_j the logarithms of the sums of e^s over the *negatives* of a row, a column,
     loss = 1/2N sum_i softplus(r_i - s_ii) + softplus(c_i - s_ii).
-The positive stays out of the sums, so that a batch that is told apart keeps its digits. One pass over tiles of s gives r and c with one
-exponential a pair; the gradient computes each tile again: 8 N^2 D operations, memory of one tile. Logarithms are to base 2.
+The positive stays out of the sums, so that a batch that is told apart keeps its digits. One pass over tiles of s gives
+r and c with one exponential a pair. The gradient computes each tile again: 8 N^2 D operations, the memory of one tile.
+Logarithms are to base 2.
 """
 
 import torch
@@ -11,36 +12,47 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmkit.core.backend import PAD, choose, dots, finite, first_derivatives, operator, pairs, scalar, wide
-from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, place, scattered, summed
+from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, rank_and_size, scattered, summed
 
 TILE = {"cpu": 1536, "cuda": 4096}  # large enough for matrix products, small enough for the last-level cache
-DEPTH = 256  # terms of a dot product added in one go: shorter runs round less; matrix libraries cut those of 2 * DEPTH and more themselves
-SLAB = {"cpu": 512, "cuda": 4096}  # rows of a tile that go through all elementwise steps at once, in the second-level cache
+# Shorter runs round less. Matrix libraries cut runs of 2 * DEPTH and more themselves.
+DEPTH = 256  # terms of a dot product that are added in one go
+SLAB = {"cpu": 512, "cuda": 4096}  # rows of a tile that go through all elementwise steps at once, in the near cache
 LIFT = 64.0  # a tile's largest exponential is 2^64, so that its smallest may lie 2^190 below it in float32
 
 
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, *, backend: str = "auto", tile: int | None = None, group=None) -> Tensor:
-    """Symmetric InfoNCE (CLIP, arXiv 2103.00020, figure 3): the mean of the two cross-entropies over scale * image @ text.T.
+def contrastive_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    backend: str = "auto",
+    tile: int | None = None,
+    group=None,
+) -> Tensor:
+    """Symmetric InfoNCE (CLIP, Radford et al. 2021, arXiv 2103.00020, figure 3).
 
-    image, text: (N, D) unit vectors, row i of one belongs to row i of the other. N x N numbers are never held; `tile` changes time and memory only.
-    With `group`, a torch.distributed group, the batch is that of all its processes, n pairs each: the loss is the whole batch's, and the gradients
-    are those that DistributedDataParallel averages to the whole batch's. Raises ValueError on shapes or types that do not match, and on the CPU
-    for NaN or infinity; a GPU is not waited for: there the loss is NaN.
+    The mean of the two cross-entropies over the scores scale * image @ text.T; `reference.contrastive_loss` is it in
+    three lines. image, text: (N, D) unit vectors; row i of one belongs to row i of the other. N x N numbers are never
+    held. `tile` is the side of a tile of scores and changes time and memory only. With `group`, a torch.distributed
+    group, the batch is that of all its processes, n pairs each. The loss is then the whole batch's, and the gradients
+    are those that DistributedDataParallel averages to the whole batch's. Raises ValueError on shapes or types that do
+    not match, and on the CPU for NaN or infinity. A GPU is not waited for: there the loss is NaN.
     """
     image, text = pairs("contrastive_loss", image, text)
     tile = tile or TILE.get(image.device.type, TILE["cuda"])
-    loss = _InfoNCE.apply(image, text, scalar(logit_scale, image, "logit_scale"), choose(image, backend).name, tile, group)[0]
-    return finite(loss, "contrastive_loss")
+    scale = scalar(logit_scale, image, "logit_scale")
+    return finite(_InfoNCE.apply(image, text, scale, choose(image, backend).name, tile, group)[0], "contrastive_loss")
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(image, text, scale, backend, tile, group):
-        first = place(group)[0] * len(image)
-        rows, columns, positive = torch.ops.mmkit.contrastive_sums(image, gathered(text, group), scale, first, backend, tile)
+        first, texts = rank_and_size(group)[0] * len(image), gathered(text, group)
+        rows, columns, positive = torch.ops.mmkit.contrastive_sums(image, texts, scale, first, backend, tile)
         columns, positives = logsumexp2(columns, group), gathered(positive, group)
-        own = slice(first, first + len(image))
-        loss = summed(_softplus(rows - positive).sum() + _softplus(columns[own] - positive).sum(), group) / (2 * len(positives))
+        losses = _softplus(rows - positive) + _softplus(columns[first : first + len(image)] - positive)
+        loss = summed(losses.sum(), group) / (2 * len(positives))
         return torch.where(positives.isfinite().all(), loss, torch.nan).to(wide(image.dtype)), rows, columns, positives
 
     @staticmethod
@@ -57,19 +69,21 @@ class _InfoNCE(torch.autograd.Function):
     @torch.no_grad()
     def gradients(ctx, grad):
         image, text, scale, rows, columns, positives = ctx.saved_tensors
-        rank, processes = place(ctx.group)
-        own = slice(rank * len(image), (rank + 1) * len(image))
-        row_miss, column_miss = _log_sigmoid(rows - positives[own]), _log_sigmoid(columns - positives)
-        # the pair told apart worst sets the unit, so that small losses do not underflow
-        top = largest(torch.maximum(row_miss.max(), column_miss.max()).clamp(min=-1000), ctx.group)
-        row_weight, column_weight = ((miss - top - total).nan_to_num(nan=-torch.inf) for miss, total in ((row_miss, rows), (column_miss, columns)))
+        rank, processes = rank_and_size(ctx.group)
+        local = slice(rank * len(image), (rank + 1) * len(image))
+        row_miss, column_miss = _log_sigmoid(rows - positives[local]), _log_sigmoid(columns - positives)
+        # The pair told apart worst sets the unit, so that small losses do not underflow.
+        worst = largest(torch.maximum(row_miss.max(), column_miss.max()).clamp(min=-1000), ctx.group)
+        # A batch of one has no negatives: -inf - -inf is NaN, and its weight is 0.
+        row_weight = (row_miss - worst - rows).nan_to_num(nan=-torch.inf)
+        column_weight = (column_miss - worst - columns).nan_to_num(nan=-torch.inf)
         d_image, d_texts = torch.ops.mmkit.contrastive_products(
-            image, gathered(text, ctx.group), scale, row_weight, column_weight, own.start, ctx.backend, ctx.tile
+            image, gathered(text, ctx.group), scale, row_weight, column_weight, local.start, ctx.backend, ctx.tile
         )
-        pull = ((row_miss - top).exp2() + (column_miss[own] - top).exp2()).to(d_image.dtype)[:, None]
+        pull = ((row_miss - worst).exp2() + (column_miss[local] - worst).exp2()).to(d_image.dtype)[:, None]
         d_image.addcmul_(pull, text.to(d_image.dtype), value=-1)
-        d_texts[own].addcmul_(pull, image.to(d_image.dtype), value=-1)
-        unit = grad.double() * top.exp2() * (processes / (2 * len(positives)))
+        d_texts[local].addcmul_(pull, image.to(d_image.dtype), value=-1)
+        unit = grad.double() * worst.exp2() * (processes / (2 * len(positives)))
         d_scale = dots(image, d_image).sum() * unit
         step = (unit * scale.double()).to(d_image.dtype)
         d_text = scattered(d_texts, ctx.group)
@@ -87,8 +101,13 @@ def _log_sigmoid(x: Tensor) -> Tensor:
 
 
 @operator
-def contrastive_sums(image: Tensor, texts: Tensor, scale: Tensor, first: int, backend: str, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log2-sum-exp2 of the negatives of each row (n,) and column (N,), and the scores of the positives (n,): float64. Row i's positive is column first + i."""
+def contrastive_sums(
+    image: Tensor, texts: Tensor, scale: Tensor, first: int, backend: str, tile: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log2-sum-exp2 of the negatives of each row (n,) and column (N,), and the positives' scores (n,), in float64.
+
+    The positive of row i is column first + i.
+    """
     if backend == "triton":
         from mmkit.core.kernels.contrastive import sums
 
@@ -100,9 +119,19 @@ def contrastive_sums(image: Tensor, texts: Tensor, scale: Tensor, first: int, ba
 
 @operator
 def contrastive_products(
-    image: Tensor, texts: Tensor, scale: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, backend: str, tile: int
+    image: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    row_weight: Tensor,
+    column_weight: Tensor,
+    first: int,
+    backend: str,
+    tile: int,
 ) -> tuple[Tensor, Tensor]:
-    """G @ texts (n, D) and G.T @ image (N, D) for G = 2^s * (2^row_weight + 2^column_weight) with the positives left out, in the wide type."""
+    """G @ texts (n, D) and G.T @ image (N, D) for G = 2^s * (2^row_weight + 2^column_weight), in the wide type.
+
+    G is 0 at the positives.
+    """
     if backend == "triton":
         from mmkit.core.kernels.contrastive import products
 
@@ -121,7 +150,10 @@ def _(image, texts, scale, row_weight, column_weight, first, backend, tile):
 
 
 def tiles(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: int):
-    """Scores unit * image @ texts.T tile by tile, the positives at -inf: (rows, columns, scores, image part, text part). `scores` is one buffer, used again."""
+    """Scores unit * image @ texts.T tile by tile: (rows, columns, scores, image part, text part).
+
+    The positives are at -inf. `scores` is one buffer, used again.
+    """
     kind = wide(image.dtype)
     buffer = image.new_empty(min(tile, len(image)), min(tile, len(texts)) + PAD, dtype=kind)
     scaling = image.new_empty(min(tile, len(image)), image.shape[1], dtype=kind)
@@ -148,7 +180,8 @@ def _negatives(scaled: Tensor, b: Tensor, diagonal: int, out: Tensor | None = No
 def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
     slab = SLAB.get(image.device.type, SLAB["cuda"])
     rows, columns = (image.new_full((n,), -torch.inf, dtype=torch.float64) for n in (len(image), len(texts)))
-    shift = 0.0  # the last tile's is tried first: 0 needs no subtraction, and serves where no negative's score passes 127
+    # The last tile's shift is tried first. 0 needs no subtraction, and serves where no negative's score passes 127.
+    shift = 0.0
     for i, j, scores, a, b in tiles(image, texts, unit, first, tile):
         sums = _exponential_sums(scores, shift, slab)
         if not _all_within(sums):
@@ -157,7 +190,7 @@ def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: in
             sums = _exponential_sums(scores, shift, slab)
         if _all_within(sums):
             logs = [x.double().log2() + shift for x in sums]
-        else:  # a row or column lies so far below the tile's largest score that it needs a shift of its own
+        else:  # some row or column lies so far below the largest score that it needs a shift of its own
             scores = _negatives(a * unit.to(a.dtype), b, first + i.start - j.start)
             logs = [torch.logsumexp(scores.double() * LN2, dim) / LN2 for dim in (1, 0)]
         rows[i], columns[j] = torch.logaddexp2(rows[i], logs[0]), torch.logaddexp2(columns[j], logs[1])
@@ -175,12 +208,16 @@ def _all_within(sums: tuple[Tensor, Tensor]) -> bool:
     return all(float(x.amin()) >= 2.0**-76 and float(x.amax()) < torch.inf for x in sums)
 
 
-def _torch_products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, tile: int) -> tuple[Tensor, Tensor]:
+def _torch_products(
+    image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int, tile: int
+) -> tuple[Tensor, Tensor]:
     slab = SLAB.get(image.device.type, SLAB["cuda"])
     d_image, d_texts = (torch.empty_like(x, dtype=wide(x.dtype)) for x in (image, texts))
-    shift, least = max(float(x.amax().ceil()) for x in (row_weight, column_weight)), min(float(x.amin()) for x in (row_weight, column_weight))
-    lifted = shift - least <= 100  # s + weight <= 0, so that s + shift lies in the range of float32: one exponential a pair
-    u, v = ((x - shift).exp2().to(d_image.dtype) if lifted else x.to(d_image.dtype) for x in (row_weight[:, None], column_weight))
+    weights = row_weight[:, None], column_weight
+    shift, least = max(float(x.amax().ceil()) for x in weights), min(float(x.amin()) for x in weights)
+    # s + weight <= 0. So where weights lie near together, s + shift fits float32, and one exponential a pair will do.
+    lifted = shift - least <= 100
+    u, v = ((x - shift).exp2().to(d_image.dtype) if lifted else x.to(d_image.dtype) for x in weights)
     for i, j, scores, a, b in tiles(image, texts, unit, first, tile):
         for part, row in zip(scores.split(slab), u[i].split(slab)):
             if lifted:

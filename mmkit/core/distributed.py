@@ -1,4 +1,7 @@
-"""Batches that are spread over the processes of a `torch.distributed` group. Each process holds as many pairs as every other one."""
+"""Batches spread over the processes of a `torch.distributed` group. Each process holds equally many pairs.
+
+n: rows of this process; N: rows of all processes.
+"""
 
 from collections.abc import Iterable
 
@@ -9,8 +12,8 @@ from torch import distributed as dist
 LN2 = 0.6931471805599453
 
 
-def place(group) -> tuple[int, int]:
-    """Rank and number of processes; (0, 1) without a group."""
+def rank_and_size(group) -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) without a group."""
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
@@ -53,7 +56,10 @@ def logsumexp2(x: Tensor, group) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], group=None) -> None:
-    """The mean of each gradient over processes, as DistributedDataParallel does: for steps under `no_sync`, such as those of `gradient_cache`."""
+    """Replaces each `.grad` by its mean over processes, as DistributedDataParallel does.
+
+    For steps taken under `no_sync`, such as those of `gradient_cache`.
+    """
     for parameter in parameters:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad, group=group)

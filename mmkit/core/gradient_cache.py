@@ -7,12 +7,14 @@ from torch import Tensor
 
 
 def gradient_cache(encode: Callable, chunks: Sequence, loss_of: Callable[..., Tensor]) -> Tensor:
-    """The loss of all chunks taken as one batch; adds its gradients to the parameters' `.grad` with the activations of one chunk at a time.
+    """The loss of all chunks as one batch. Adds its gradients to `.grad`, holding one chunk's activations at a time.
 
-    encode(chunk) -> embeddings of the chunk, a tensor (n, ...) or several; loss_of(*embeddings of all chunks) -> scalar, for example `contrastive_loss`
-    with the model's own scale. Each chunk is encoded twice; the second pass replays torch's random state, so that dropout draws the same masks.
-    Batch statistics are those of a chunk. Under DistributedDataParallel call it inside `model.no_sync()` and then `average_gradients`.
-    Raises ValueError without chunks, RuntimeError when the second pass gives other embeddings: a generator of one's own, or a state that the model changed.
+    encode(chunk) -> embeddings of the chunk, one tensor (n, ...) or several. loss_of(*embeddings of all) -> scalar,
+    such as `contrastive_loss` with the model's own scale. Each chunk is encoded twice. The second pass replays
+    torch's random state, so that dropout draws the same masks. Batch statistics are those of a chunk. Under
+    DistributedDataParallel call it inside `model.no_sync()` and then `average_gradients`. Raises ValueError without
+    chunks, and RuntimeError when the second pass gives other embeddings: the model draws from a generator of its own,
+    or changes a state that it reads.
     """
     if not len(chunks):
         raise ValueError("gradient_cache needs at least one chunk")
@@ -20,7 +22,7 @@ def gradient_cache(encode: Callable, chunks: Sequence, loss_of: Callable[..., Te
     with torch.no_grad():
         for chunk in chunks:
             states.append(_random_state())
-            first.append(_several(encode(chunk)))
+            first.append(_as_tuple(encode(chunk)))
     leaves = [torch.cat(parts).requires_grad_() for parts in zip(*first)]
     loss = loss_of(*leaves)
     loss.backward()
@@ -31,18 +33,20 @@ def gradient_cache(encode: Callable, chunks: Sequence, loss_of: Callable[..., Te
             torch.set_rng_state(state[0])
             for device, cuda in enumerate(state[1]):
                 torch.cuda.set_rng_state(cuda, device)
-            again = _several(encode(chunk))
+            again = _as_tuple(encode(chunk))
         for old, new in zip(before, again):
             if not torch.allclose(old, new.detach(), rtol=1e-2, atol=1e-3 * float(old.abs().max())):
-                raise RuntimeError(f"chunk {number} of gradient_cache encodes differently the second time: draw from torch's global random state only")
+                remedy = "draw from torch's global random state only"
+                raise RuntimeError(f"chunk {number} of gradient_cache encodes differently the second time: {remedy}")
         torch.autograd.backward(again, gradient)
     return loss.detach()
 
 
-def _several(embeddings) -> tuple[Tensor, ...]:
+def _as_tuple(embeddings) -> tuple[Tensor, ...]:
     return (embeddings,) if isinstance(embeddings, Tensor) else tuple(embeddings)
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:
     """Of the CPU and of each GPU in use."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else []

@@ -1,7 +1,8 @@
 """Cross-entropy over a large vocabulary without the matrix of logits. Legend: T tokens, V words, D width.
 
-A chunk of tokens at a time: logits, losses and, where the weight of each token is known, the gradients, before the next chunk takes its place.
-With r the logarithm of the sum of e^z over the *wrong* words, the loss of a token is softplus(r - z_target): confident tokens keep their digits.
+A chunk of tokens at a time: its logits, its losses and, where the share of each token in the loss is known, its
+gradients, before the next chunk takes its place. With r the logarithm of the sum of e^z over the *wrong* words, the
+loss of a token is softplus(r - z_target): confident tokens keep their digits.
 """
 
 import torch
@@ -24,10 +25,12 @@ def linear_cross_entropy(
     backend: str = "auto",
     chunk: int | None = None,
 ) -> Tensor:
-    """`F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` without its (T, V) logits; the loss is in float32 at least.
+    """`F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` without its (T, V) logits.
 
-    hidden (T, D), weight (V, D), target (T,) int64, bias (V,). Tokens whose target is `ignore_index` cost nothing and are never multiplied; the mean
-    over none is 0. Raises ValueError on shapes or types that do not match, a target outside the vocabulary, and on the CPU for NaN or infinity.
+    hidden (T, D), weight (V, D), target (T,) int64, bias (V,). The loss is in float32 at least. Tokens whose target is
+    `ignore_index` cost nothing and are never multiplied; the mean over no token is 0. `chunk`, the number of tokens at
+    a time, changes time and memory only. Raises ValueError on shapes or types that do not match, on a target outside
+    the vocabulary, and on the CPU for NaN or infinity.
     """
     hidden, weight = autocast(hidden, weight)
     _check(hidden, weight, target, bias, label_smoothing, reduction)
@@ -38,28 +41,40 @@ def linear_cross_entropy(
     wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     chunk = chunk or max(16, LOGITS.get(hidden.device.type, LOGITS["cuda"]) // len(weight))
     target = torch.where(valid, target, -1)
-    losses = _CrossEntropy.apply(hidden, weight, bias, target, sizes, label_smoothing, reduction == "none", wanted, choose(hidden, backend).name, chunk)[0]
-    return finite(losses, "linear_cross_entropy")
+    how = label_smoothing, reduction == "none", wanted, choose(hidden, backend).name, chunk
+    return finite(_CrossEntropy.apply(hidden, weight, bias, target, sizes, *how)[0], "linear_cross_entropy")
 
 
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, label_smoothing: float, reduction: str) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1] or not weight.numel():
-        shapes = tuple(hidden.shape), tuple(weight.shape), tuple(target.shape)
-        raise ValueError("linear_cross_entropy needs hidden (T, D), weight (V, D) and target (T,), got {}, {} and {}".format(*shapes))
+def _check(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, label_smoothing: float, reduction: str
+) -> None:
+    fits = hidden.ndim == weight.ndim == 2 and hidden.shape[1] == weight.shape[1] and target.shape == hidden.shape[:1]
+    if not fits or not weight.numel():
+        shapes = f"{tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"linear_cross_entropy needs hidden (T, D), weight (V, D) and target (T,), got {shapes}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_cross_entropy needs a bias of ({len(weight)},), got {tuple(bias.shape)}")
     if hidden.dtype != weight.dtype or not hidden.is_floating_point() or target.dtype != torch.int64:
-        raise ValueError(f"linear_cross_entropy needs hidden and weight of one floating-point type and int64 targets, got {hidden.dtype}, {weight.dtype} and {target.dtype}")
-    if reduction not in ("mean", "sum", "none") or not 0 <= label_smoothing < 1:
-        raise ValueError(f"reduction={reduction!r} must be mean, sum or none, and label_smoothing={label_smoothing} lie in [0, 1)")
+        asked = "hidden and weight of one floating-point type and int64 targets"
+        got = f"{hidden.dtype}, {weight.dtype} and {target.dtype}"
+        raise ValueError(f"linear_cross_entropy needs {asked}, got {got}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction={reduction!r} must be mean, sum or none")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """With a mean or a sum the weight of each token is known beforehand, and one pass gives everything; with none the backward pass makes a second one."""
+    """With a mean or a sum the share of each token is known beforehand, and one pass gives everything.
+
+    With `reduction="none"` the backward pass goes over the chunks again.
+    """
 
     @staticmethod
     def forward(hidden, weight, bias, target, sizes, smoothing, each, wanted, backend, chunk):
-        losses, *gradients = torch.ops.mmkit.cross_entropy_pass(hidden, weight, bias, target, sizes, smoothing, wanted and not each, backend, chunk)
+        losses, *gradients = torch.ops.mmkit.cross_entropy_pass(
+            hidden, weight, bias, target, sizes, smoothing, wanted and not each, backend, chunk
+        )
         return losses if each else (losses * sizes).sum(), *gradients
 
     @staticmethod
@@ -74,7 +89,9 @@ class _CrossEntropy(torch.autograd.Function):
         inputs = hidden, weight, bias
         with torch.no_grad():
             if ctx.each:
-                _, *gradients = torch.ops.mmkit.cross_entropy_pass(*inputs, target, grad.contiguous(), ctx.smoothing, True, ctx.backend, ctx.chunk)
+                _, *gradients = torch.ops.mmkit.cross_entropy_pass(
+                    *inputs, target, grad.contiguous(), ctx.smoothing, True, ctx.backend, ctx.chunk
+                )
             else:
                 gradients = [grad * x for x in gradients]
             gradients = [None if y is None else x.to(y.dtype) for x, y in zip(gradients, inputs)]
@@ -83,29 +100,42 @@ class _CrossEntropy(torch.autograd.Function):
 
 @operator
 def cross_entropy_pass(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sizes: Tensor, smoothing: float, wanted: bool, backend: str, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    sizes: Tensor,
+    smoothing: float,
+    wanted: bool,
+    backend: str,
+    chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of each token (T,), 0 where the target is -1, and the gradients of their sum weighted by `sizes`, in the wide type."""
+    """The loss of each token (T,), 0 where the target is -1, and the gradients of their sum weighted by `sizes`.
+
+    Gradients in hidden (T, D), weight (V, D) and bias (V,), in the wide type; empty unless wanted.
+    """
     kind = wide(hidden.dtype)
     tokens = (target >= 0).nonzero()[:, 0]
     if bool((target >= len(weight)).any() | (target < -1).any()):
-        raise ValueError(f"a target lies outside the {len(weight)} words of linear_cross_entropy and is not ignore_index")
+        words = f"the {len(weight)} words of linear_cross_entropy"
+        raise ValueError(f"a target lies outside {words} and is not ignore_index")
     losses = hidden.new_zeros(len(hidden), dtype=kind)
-    gradients = [torch.zeros_like(x, dtype=kind) if wanted else x.new_empty(0, dtype=kind) for x in (hidden, weight, weight[:, 0])]
-    d_hidden, d_weight, d_bias = gradients
+    shapes = (hidden.shape, weight.shape, weight.shape[:1]) if wanted else [(0,)] * 3
+    d_hidden, d_weight, d_bias = (hidden.new_zeros(shape, dtype=kind) for shape in shapes)
     if backend == "triton":
         from mmkit.core.kernels.cross_entropy import losses_and_slopes, product as mm
     else:
         losses_and_slopes, mm = _losses_and_slopes, torch.mm
         weight = weight.to(kind)
-    # float16 slopes of a mean would vanish: they are held larger, by as much as the type allows
+    # Slopes of a mean would vanish in float16: they are held larger, by as much as the type allows.
     lift = 2.0**14 / sizes.abs().max().clamp(min=1e-30) if weight.dtype == torch.float16 else 1.0
     for rows in tokens.split(chunk):
         part = hidden[rows].to(weight.dtype)
         logits = mm(part, weight.T)
         if bias is not None:
             logits += bias.to(kind)
-        losses[rows], slopes = losses_and_slopes(logits, target[rows], (sizes[rows] * lift).to(kind), smoothing, weight.dtype)
+        lifted = (sizes[rows] * lift).to(kind)
+        losses[rows], slopes = losses_and_slopes(logits, target[rows], lifted, smoothing, weight.dtype)
         if wanted:
             d_hidden[rows] = mm(slopes, weight)
             if slopes.dtype == kind:
@@ -113,7 +143,7 @@ def cross_entropy_pass(
             else:
                 d_weight += mm(slopes.T, part)
             d_bias += slopes.sum(0, dtype=kind)
-    return losses, *(x.div_(lift) for x in gradients)
+    return losses, d_hidden.div_(lift), d_weight.div_(lift), d_bias.div_(lift)
 
 
 @cross_entropy_pass
@@ -123,7 +153,9 @@ def _(hidden, weight, bias, target, sizes, smoothing, wanted, backend, chunk):
     return hidden.new_empty(len(hidden), dtype=kind), *(hidden.new_empty(shape, dtype=kind) for shape in shapes)
 
 
-def _losses_and_slopes(logits: Tensor, target: Tensor, sizes: Tensor, smoothing: float, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def _losses_and_slopes(
+    logits: Tensor, target: Tensor, sizes: Tensor, smoothing: float, kind: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Losses (T,) and the gradient of their weighted sum in the logits (T, V), which it overwrites."""
     words, at = logits.shape[1], target[:, None]
     right = logits.gather(1, at)

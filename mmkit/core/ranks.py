@@ -1,10 +1,13 @@
-"""Exact search in chunks of queries, so that the whole score matrix is never held. Legend: Q queries, G gallery rows, D width.
+"""Exact search in chunks of queries: the whole score matrix is never held. Legend: Q queries, G gallery rows, D width.
 
-Scores are the float64 dot products of the given numbers. They are computed in the type of the input (float32 at least); only pairs that its rounding
-leaves open are computed again in float64, one dot product each, so that equal rows tie exactly.
+Scores are the float64 dot products of the given numbers. They are computed in the type of the input (float32 at least).
+Only pairs that its rounding leaves open are computed again in float64, one dot product each, so that equal rows tie
+exactly.
 """
 
+from collections.abc import Callable
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,31 +19,47 @@ CROWDED = 0.02  # share of open pairs in a chunk from which one float64 product 
 
 
 @torch.no_grad()
-def retrieval_ranks(queries: Tensor, gallery: Tensor, query_group: Tensor, gallery_group: Tensor, *, chunk: int = 256, backend: str = "auto") -> Tensor:
-    """Rank (1 is best) of each query's best-placed positive, by counting what scores higher.
+def retrieval_ranks(
+    queries: Tensor,
+    gallery: Tensor,
+    query_group: Tensor,
+    gallery_group: Tensor,
+    *,
+    chunk: int = 256,
+    backend: str = "auto",
+) -> Tensor:
+    """Rank (1 is best) of each query's best-placed positive, by counting what scores higher: (Q,) int64.
 
-    queries (Q, D), gallery (G, D); a gallery row is a positive of a query when their groups (Q,), (G,) are equal, so that an
-    image may have several captions. Wrong rows that tie with the best positive are counted before it: a constant model earns
-    the worst rank, not the best. Returns (Q,) int64. Raises ValueError when there is no query, a query has no positive or a score is not finite.
+    queries (Q, D), gallery (G, D). A gallery row is a positive of a query when their groups (Q,), (G,) are equal, so
+    that an image may have several captions. Wrong rows that tie with the best positive count as before it: a constant
+    model earns the worst rank, not the best. `chunk`, the number of queries at a time, changes time and memory only.
+    Raises ValueError when there is no query, when a query has no positive, or when a score is not finite.
     """
     _check("retrieval_ranks", queries, gallery)
     if len(queries) != len(query_group) or len(gallery) != len(gallery_group):
-        raise ValueError(f"shapes do not match: queries {tuple(queries.shape)} with {len(query_group)} groups, gallery {tuple(gallery.shape)} with {len(gallery_group)} groups")
+        sides = (("queries", queries, query_group), ("gallery", gallery, gallery_group))
+        said = ", ".join(f"{name} {tuple(x.shape)} with {len(groups)} groups" for name, x, groups in sides)
+        raise ValueError(f"shapes do not match: {said}")
     order = gallery_group.argsort(stable=True)
     ordered = gallery_group[order]
     first, last = (torch.searchsorted(ordered, query_group.contiguous(), right=right) for right in (False, True))
-    if bool((first == last).any()):
-        raise ValueError(f"query {int((first == last).nonzero()[0])} has no positive in the gallery")
+    lonely = (first == last).nonzero()
+    if len(lonely):
+        raise ValueError(f"query {int(lonely[0])} has no positive in the gallery")
 
     def positives(part: slice) -> tuple[Tensor, Tensor]:
+        """Rows within the part and gallery rows of its positive pairs."""
         counts = last[part] - first[part]
         rows = torch.arange(len(counts), device=queries.device).repeat_interleave(counts)
-        return rows, order[torch.arange(len(rows), device=queries.device) - (counts.cumsum(0) - counts)[rows] + first[part][rows]]
+        within = torch.arange(len(rows), device=queries.device) - (counts.cumsum(0) - counts)[rows]
+        return rows, order[within + first[part][rows]]
 
     if choose(queries, backend).name == "triton":
-        ranks, unsure = _counted(queries, gallery, positives(slice(None)), first, torch.searchsorted(ordered, gallery_group.contiguous()))
+        owners = torch.searchsorted(ordered, gallery_group.contiguous())
+        ranks, unsure = _counted(queries, gallery, positives(slice(None)), first, owners)
         if len(unsure):  # these go the way below
-            ranks[unsure] = retrieval_ranks(queries[unsure], gallery, query_group[unsure], gallery_group, chunk=chunk, backend="torch")
+            again = queries[unsure], gallery, query_group[unsure], gallery_group
+            ranks[unsure] = retrieval_ranks(*again, chunk=chunk, backend="torch")
         return ranks
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     for part, scores, error in _scores(queries, gallery, chunk):
@@ -48,44 +67,53 @@ def retrieval_ranks(queries: Tensor, gallery: Tensor, query_group: Tensor, galle
     return ranks
 
 
-def _counted(queries: Tensor, gallery: Tensor, positives: tuple[Tensor, Tensor], owner: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks by the kernel, and the queries whose rank the rounding of its scores leaves open. owner, owners: numbers of the groups."""
+def _counted(
+    queries: Tensor, gallery: Tensor, positives: tuple[Tensor, Tensor], owner: Tensor, owners: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Ranks by the kernel, and the queries whose rank the rounding of its scores leaves open.
+
+    owner (Q,), owners (G,): numbers of the groups.
+    """
     from mmkit.core.kernels.ranks import counts
 
     best = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
     best.scatter_reduce_(0, positives[0], _dots(queries, gallery, *positives), "amax")
-    error = 4 * _rounding(queries, gallery, torch.float32)[:, 0]  # tensor cores cut off where others round
+    error = 4 * _rounding(queries, gallery, torch.float32)  # tensor cores cut off where others round
     maybe, surely = counts(queries, gallery, best - error, best + error, owner, owners)
     return surely + 1, (maybe > surely).nonzero()[:, 0]
 
 
 @torch.no_grad()
 def ranks_both_ways(image: Tensor, text: Tensor, owner: Tensor, *, tile: int = 2048) -> tuple[Tensor, Tensor]:
-    """Ranks (N,) of each image's best text and (M,) of each text's image: `retrieval_ranks` in both directions, from one product.
+    """Ranks (N,) of each image's best text and (M,) of each text's image: `retrieval_ranks` both ways from one product.
 
-    image (N, D), text (M, D); text j belongs to image owner[j]. Raises ValueError as `retrieval_ranks`, also for an image without a text.
+    image (N, D), text (M, D); text j belongs to image owner[j]. `tile` is the side of a tile of scores and changes time
+    and memory only. Raises ValueError as `retrieval_ranks` does, also for an image without a text.
     """
     rows, texts = torch.arange(len(image), device=image.device), torch.arange(len(text), device=text.device)
-    known = image.shape[1:] == text.shape[1:] and len(owner) == len(text) and torch.bincount(owner, minlength=len(image)).bool().all()
+    known = image.shape[1:] == text.shape[1:] and len(owner) == len(text)
+    known = known and bool(torch.bincount(owner, minlength=len(image)).bool().all())
     ranks = _both_ways(image, text, owner, texts, tile) if known and choose(image).name == "torch" else None
     return ranks or (retrieval_ranks(image, text, rows, owner), retrieval_ranks(text, image, owner, rows))
 
 
 def _both_ways(image: Tensor, text: Tensor, owner: Tensor, texts: Tensor, tile: int) -> tuple[Tensor, Tensor] | None:
-    """Ranks by counting what reaches the right pairs' float64 scores, tile by tile; None where too many pairs lie too near to tell."""
-    kind, own = wide(image.dtype), _dots(text, image, texts, owner)
-    best = own.new_full((len(image),), -torch.inf).scatter_reduce_(0, owner, own, "amax")
+    """Ranks by counting what reaches the right pairs' float64 scores, tile by tile.
+
+    None where too many pairs lie too near to tell.
+    """
+    kind, right = wide(image.dtype), _dots(text, image, texts, owner)
+    best = right.new_full((len(image),), -torch.inf).scatter_reduce_(0, owner, right, "amax")
     error, text_error = _rounding(image, text, kind), _rounding(text, image, kind)
     i2t, t2i = torch.ones(len(image), dtype=torch.int64, device=image.device), torch.ones_like(texts)
     buffer = image.new_empty(min(tile, len(image)), min(tile, len(text)) + PAD, dtype=kind)
-    for i, j in product(torch.arange(len(image)).split(tile), torch.arange(len(text)).split(tile)):
-        i, j = slice(int(i[0]), int(i[-1]) + 1), slice(int(j[0]), int(j[-1]) + 1)
-        some, others, bar, text_bar = image[i], text[j], best[i, None], own[j, None]
+    for i, j in product(slices(len(image), tile), slices(len(text), tile)):
+        some, others, owners = image[i], text[j], owner[j]
         scores = torch.mm(some.to(kind), others.to(kind).T, out=buffer[: len(some), : len(others)])
-        mine = ((owner[j] >= i.start) & (owner[j] < i.stop)).nonzero()[:, 0]
-        scores[owner[j][mine] - i.start, mine] = -torch.inf
-        across = _ahead(scores, bar - error[i], bar + error[i], lambda x, y, some=some, others=others, bar=bar: _dots(some, others, x, y) >= bar[x, 0])
-        down = _ahead(scores.T, text_bar - text_error[j], text_bar + text_error[j], lambda y, x, some=some, others=others, bar=text_bar: _dots(others, some, y, x) >= bar[y, 0])
+        columns = ((owners >= i.start) & (owners < i.stop)).nonzero()[:, 0]
+        scores[owners[columns] - i.start, columns] = -torch.inf  # what is left are the wrong pairs
+        across = _ahead(scores, best[i], error[i], _Reaches(some, others, best[i]))
+        down = _ahead(scores.T, right[j], text_error[j], _Reaches(others, some, right[j]))
         if across is None or down is None:
             return None
         i2t[i] += across
@@ -93,17 +121,25 @@ def _both_ways(image: Tensor, text: Tensor, owner: Tensor, texts: Tensor, tile: 
     return i2t, t2i
 
 
+def slices(count: int, size: int) -> list[slice]:
+    """0 to count in slices of this size; the last may be shorter."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Ranks of one chunk; (rows, columns) are its positive pairs, `error` (chunk, 1) bounds the rounding of its scores, which are changed."""
-    best = scores.new_full((len(queries), 1), -torch.inf)
-    best[:, 0].scatter_reduce_(0, rows, scores[rows, columns], "amax")
+    """Ranks of one chunk from its scores, which are changed.
+
+    (rows, columns) are its positive pairs; `error` (chunk,) bounds the rounding of the scores.
+    """
+    best = scores.new_full((len(queries),), -torch.inf).scatter_reduce_(0, rows, scores[rows, columns], "amax")
     scores[rows, columns] = -torch.inf  # what is left are the wrong rows
 
-    def reaches(i, j):
-        top = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
-        return _dots(queries, gallery, i, j) >= top.scatter_reduce_(0, rows, _dots(queries, gallery, rows, columns), "amax")[i]
+    def reaches(i: Tensor, j: Tensor) -> Tensor:
+        exact = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+        exact.scatter_reduce_(0, rows, _dots(queries, gallery, rows, columns), "amax")
+        return _Reaches(queries, gallery, exact)(i, j)
 
-    ahead = _ahead(scores, best - 2 * error, best + 2 * error, reaches)
+    ahead = _ahead(scores, best, 2 * error, reaches)
     if ahead is None:
         queries, gallery = queries.double(), gallery.double()
         ((_, scores, error),) = _scores(queries, gallery, len(queries))
@@ -111,10 +147,24 @@ def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows
     return ahead + 1
 
 
-def _ahead(scores: Tensor, low: Tensor, high: Tensor, reaches) -> Tensor | None:
-    """How many scores of each row (n, m) reach a bar that lies between low and high (n, 1): reaches(i, j) settles the pairs in between. None when
-    those are so many that one float64 product is cheaper."""
-    low, high = low.to(scores.dtype), high.to(scores.dtype)
+class _Reaches(NamedTuple):
+    """Whether pair (i, j) scores at least bar[i], by float64 dot products."""
+
+    queries: Tensor
+    gallery: Tensor
+    bar: Tensor
+
+    def __call__(self, i: Tensor, j: Tensor) -> Tensor:
+        return _dots(self.queries, self.gallery, i, j) >= self.bar[i]
+
+
+def _ahead(scores: Tensor, bar: Tensor, error: Tensor, reaches: Callable) -> Tensor | None:
+    """How many scores of each row (n, m) reach its bar (n,), where they are right within `error` (n,).
+
+    reaches(i, j) settles the pairs that this leaves open. None when those are so many that one float64 product is
+    cheaper.
+    """
+    low, high = ((bar + sign * error)[:, None].to(scores.dtype) for sign in (-1, 1))
     slab = max(1, CACHED // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
     counts, open_pairs = [], 0
     for start in range(0, len(scores), slab):
@@ -134,15 +184,19 @@ def _ahead(scores: Tensor, low: Tensor, high: Tensor, reaches) -> Tensor | None:
 
 
 def _count(scores: Tensor, bar: Tensor) -> Tensor:
-    """How many scores of each row reach its bar. Ones in the scores' own type are summed: faster than counting truth values, exact below 2^24."""
+    """How many scores of each row reach its bar.
+
+    Ones in the scores' own type are summed: faster than counting truth values, and exact below 2^24.
+    """
     return torch.ge(scores, bar, out=torch.empty_like(scores)).sum(1).long()
 
 
 @torch.no_grad()
 def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """The k gallery rows that score highest for each query: scores (Q, k) in float64 and rows (Q, k), best first; of rows that tie the earlier comes first.
+    """The k gallery rows that score highest for each query, best first: scores (Q, k) in float64 and rows (Q, k).
 
-    queries (Q, D), gallery (G, D). Raises ValueError unless 1 <= k <= G, or when a score is not finite.
+    queries (Q, D), gallery (G, D). Of rows that tie the earlier comes first. Raises ValueError unless 1 <= k <= G, or
+    when a score is not finite.
     """
     _check("topk", queries, gallery)
     if not 1 <= k <= len(gallery):
@@ -152,7 +206,7 @@ def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend:
     choose(queries, "torch" if backend == "auto" else backend)
     found = []
     for part, scores, error in _scores(queries, gallery, chunk):
-        bar = scores.topk(k, 1).values[:, -1:] - 2 * error
+        bar = scores.topk(k, 1).values[:, -1:] - 2 * error[:, None]
         rows, columns = (scores >= bar).nonzero(as_tuple=True)  # candidates, in order of rows and columns
         exact = _dots(queries[part], gallery, rows, columns)
         by_score = exact.argsort(descending=True, stable=True)
@@ -166,29 +220,31 @@ def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend:
 
 def _check(name: str, queries: Tensor, gallery: Tensor) -> None:
     if queries.ndim != 2 or queries.shape[1:] != gallery.shape[1:]:
-        raise ValueError(f"shapes do not match: {name} needs queries (Q, D) and a gallery (G, D), got {tuple(queries.shape)} and {tuple(gallery.shape)}")
+        shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
+        raise ValueError(f"shapes do not match: {name} needs queries (Q, D) and a gallery (G, D), got {shapes}")
     if not len(queries):
         raise ValueError(f"{name} needs at least one query")
     if queries.dtype != gallery.dtype or not queries.is_floating_point() or queries.device != gallery.device:
-        raise ValueError(f"{name} needs floating-point tensors of one type and device, got {queries.dtype} on {queries.device} and {gallery.dtype} on {gallery.device}")
+        kinds = f"{queries.dtype} on {queries.device} and {gallery.dtype} on {gallery.device}"
+        raise ValueError(f"{name} needs floating-point tensors of one type and device, got {kinds}")
 
 
 def _scores(queries: Tensor, gallery: Tensor, chunk: int):
-    """Chunks of queries: (slice, scores, bound on their rounding error (chunk, 1)); `scores` is one buffer, used again."""
+    """Chunks of queries: (slice, scores, bound on their rounding error). `scores` is one buffer, used again."""
     kind = wide(queries.dtype)
     error = _rounding(queries, gallery, kind)
     queries, gallery = queries.to(kind), gallery.to(kind)
     buffer = queries.new_empty(min(chunk, len(queries)), len(gallery))
-    for start in range(0, len(queries), chunk):
-        part = slice(start, min(start + chunk, len(queries)))
+    for part in slices(len(queries), chunk):
         yield part, torch.mm(queries[part], gallery.T, out=buffer[: part.stop - part.start]), error[part]
 
 
 def _rounding(queries: Tensor, gallery: Tensor, kind: torch.dtype) -> Tensor:
-    """Bound (Q, 1) on the rounding error of scores summed in `kind`. Raises ValueError when a norm is not finite."""
-    # |computed - exact| <= D u |q| |g| (Higham, Accuracy and Stability, 3.1); twice that leaves room for the norms' own rounding
+    """Bound (Q,) on the rounding error of scores summed in `kind`. Raises ValueError when a norm is not finite."""
+    # |computed - exact| <= D u |q| |g| (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Twice
+    # that leaves room for the rounding of the norms themselves.
     unit = torch.finfo(kind).eps * (queries.shape[1] + 2)
-    error = unit * queries.norm(dim=1, keepdim=True, dtype=kind) * gallery.norm(dim=1, dtype=kind).max()
+    error = unit * queries.norm(dim=1, dtype=kind) * gallery.norm(dim=1, dtype=kind).max()
     if not bool(error.isfinite().all()):
         raise ValueError("retrieval scores are not finite: the embeddings hold NaN or infinity")
     return error
@@ -197,4 +253,5 @@ def _rounding(queries: Tensor, gallery: Tensor, kind: torch.dtype) -> Tensor:
 def _dots(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """float64 dot products of pairs, each added in the same order, so that equal rows score equally."""
     strip = 1024 if queries.device.type == "cpu" else 8192
-    return torch.cat([(queries[i].double() * gallery[j].double()).sum(1) for i, j in zip(rows.split(strip), columns.split(strip))])
+    strips = zip(rows.split(strip), columns.split(strip))
+    return torch.cat([(queries[i].double() * gallery[j].double()).sum(1) for i, j in strips])

@@ -1,9 +1,10 @@
-"""The core against open_clip, torch, Liger and cut-cross-entropy, with forward and backward pass, turn and turn about in one process.
+"""The core against plain PyTorch, open_clip, Liger and cut-cross-entropy: forward and backward, by turns, one process.
 
     core.py cpu | gpu | encoder      writes notebooks/records/benchmarks/core_cpu.md, core_gpu.md, core_encoder.md
 
-The extra `bench` installs the competitors. Times are medians with the 10th and 90th percentile; the ratio is the median of the ratios of single turns.
-CPU: processor seconds on one thread, wall seconds on more; memory is the growth of a fresh process's peak. GPU: events, the allocator's peak.
+The extra `bench` installs the competitors. `one_matrix` is the plain form of `mmkit.core.reference`. Times are medians
+with the 10th and 90th percentile; the ratio is the median of the ratios of single turns. CPU: processor seconds on one
+thread, wall seconds on more; memory is the growth of a fresh process's peak. GPU: events, the allocator's peak.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import mmkit
-from mmkit.core import contrastive_loss, linear_cross_entropy, ranks_both_ways, retrieval_ranks, sigmoid_loss
+from mmkit.core import contrastive_loss, linear_cross_entropy, ranks_both_ways, reference, retrieval_ranks, sigmoid_loss
 from mmkit.models import pretrained
 from mmkit.models.fast import FEWEST, quick
 
@@ -40,7 +41,9 @@ def pairs(n, device="cpu", dtype=torch.float32):
     text.mul_(5.8).add_(image)
     for x in (image, text):
         x.div_(x.norm(dim=1, keepdim=True))  # in place: the peak of memory is to be the loss's own
-    return [x.to(dtype).requires_grad_() for x in (image, text)] + [torch.tensor(100.0, device=device, requires_grad=True)]
+    return [x.to(dtype).requires_grad_() for x in (image, text)] + [
+        torch.tensor(100.0, device=device, requires_grad=True)
+    ]
 
 
 def tokens(t, device="cpu", dtype=torch.float32):
@@ -53,18 +56,24 @@ def tokens(t, device="cpu", dtype=torch.float32):
 def infonce_ways():
     from open_clip.loss import ClipLoss
 
-    return {"mmkit": contrastive_loss, "open_clip ClipLoss": ClipLoss()}
+    return {"mmkit": contrastive_loss, "one_matrix": reference.contrastive_loss, "open_clip ClipLoss": ClipLoss()}
 
 
 def sigmoid_ways():
     from open_clip.loss import SigLipLoss
 
     theirs, bias = SigLipLoss(), -20.0
-    return {"mmkit": lambda a, b, s: sigmoid_loss(a, b, s, bias), "open_clip SigLipLoss": lambda a, b, s: theirs(a, b, s, bias)}
+    return {
+        "mmkit": lambda a, b, s: sigmoid_loss(a, b, s, bias),
+        "open_clip SigLipLoss": lambda a, b, s: theirs(a, b, s, bias),
+    }
 
 
 def word_ways(target):
-    ways = {"mmkit": lambda h, w: linear_cross_entropy(h, w, target), "eager": lambda h, w: F.cross_entropy(F.linear(h, w).float(), target)}
+    ways = {
+        "mmkit": lambda h, w: linear_cross_entropy(h, w, target),
+        "eager": lambda h, w: F.cross_entropy(F.linear(h, w).float(), target),
+    }
     if hasattr(F, "linear_cross_entropy"):
         ways["torch native"] = lambda h, w: F.linear_cross_entropy(h, w, target)
     if target.is_cuda:
@@ -124,21 +133,30 @@ def lines(what, taken, ways, floor=None, peaks=None):
         ratio = statistics.median(theirs / ours for theirs, ours in zip(taken[name], taken["mmkit"]))
         middle = statistics.median(times)
         over, peak = f"{middle / floor:.2f}" if floor else "", f"{peaks[name] / 1e6:,.0f}" if peaks else ""
-        yield f"| {what} | {name} | {middle * 1e3:,.2f} ({low * 1e3:,.2f} to {high * 1e3:,.2f}) | {ratio:.2f} | {over} | {peak} |"
+        spread = f"{middle * 1e3:,.2f} ({low * 1e3:,.2f} to {high * 1e3:,.2f})"
+        yield f"| {what} | {name} | {spread} | {ratio:.2f} | {over} | {peak} |"
 
 
 HEAD = "| case | way | ms (p10 to p90) | times mmkit's | over its floor | peak MB |\n|---|---|---|---|---|---|"
 
 
 def title(device):
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "open_clip_torch", "liger-kernel", "cut-cross-entropy"))
-    threads = f", {torch.get_num_threads()} thread(s), matrix products in float32 '{torch.get_float32_matmul_precision()}'" if device != "cuda" else ""
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
-    return f"# The core, {datetime.date.today()}\n\n{machine}{threads}; mmkit {mmkit.__version__}, {versions}, Python {platform.python_version()}. Made by `core.py`.\n"
+    if device == "cuda":
+        machine, packages = (
+            torch.cuda.get_device_name(),
+            ("torch", "open_clip_torch", "liger-kernel", "cut-cross-entropy"),
+        )
+    else:
+        products = f"matrix products in float32 '{torch.get_float32_matmul_precision()}'"
+        kind = f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
+        machine, packages = f"{kind}, {torch.get_num_threads()} thread(s), {products}", ("torch", "open_clip_torch")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    made = f"mmkit {mmkit.__version__}, {versions}, Python {platform.python_version()}. Made by `core.py`."
+    return f"# The core, {datetime.date.today()}\n\n{machine}; {made}\n"
 
 
 def cpu_memory(way, n):
-    """Growth of the peak of a fresh process over forward and backward, in bytes; a small batch first, so that libraries are loaded. Linux."""
+    """Bytes by which the peak of a fresh process grows over forward and backward, libraries loaded before. Linux."""
     step(infonce_ways()[way], pairs(64))
     inputs = pairs(n)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, without what imports took
@@ -154,29 +172,49 @@ def ranks_row(device="cpu", dtype=torch.float32):
     noise = torch.randn(25000, WIDTH, generator=torch.Generator(device).manual_seed(1), device=device)
     text = F.normalize(image[owner].float() + 0.25 * noise, dim=1).to(dtype)
     turns = 3 if device == "cpu" else 40
-    ways = {"one way": lambda: retrieval_ranks(image, text, rows, owner), "both ways": lambda: ranks_both_ways(image, text, owner)}
-    taken = "; ".join(f"{name} {1e3 * statistics.median(seconds(work, device) for _ in range(turns)):,.1f} ms" for name, work in ways.items())
+    ways = {
+        "one way": lambda: retrieval_ranks(image, text, rows, owner),
+        "both ways": lambda: ranks_both_ways(image, text, owner),
+    }
+    taken = []
+    for name, work in ways.items():
+        taken.append(f"{name} {1e3 * statistics.median(seconds(work, device) for _ in range(turns)):,.1f} ms")
     ranks, wrong = retrieval_ranks(image, text, rows, owner), 0
     for part in rows.split(250):
         scores, right = image[part].double() @ text.double().T, part[:, None] == owner[None]
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         wrong += int((((scores >= best) & ~right).sum(1) + 1 != ranks[part]).sum())
-    return f"Ranks of 5,000 x 25,000 x {WIDTH} in {str(dtype)[6:]}: {taken}; {wrong} of 5,000 differ from float64 (mean rank {ranks.double().mean():.1f})."
+    exact = f"{wrong} of 5,000 differ from float64 (mean rank {ranks.double().mean():.1f})"
+    return f"Ranks of 5,000 x 25,000 x {WIDTH} in {str(dtype)[6:]}: {'; '.join(taken)}; {exact}."
 
 
 def on_cpu(options):
     yield from (title("cpu"), HEAD)
-    for precision, n in product(("highest", "medium"), (4096, 8192)):  # medium: products of bfloat16 added in float32, where the processor has them
+    # medium: products of bfloat16 added in float32, where the processor has them
+    for precision, n in product(("highest", "medium"), (4096, 8192)):
         torch.set_float32_matmul_precision(precision)
-        yield from lines(f"InfoNCE {n:,}, products {precision}", race(infonce_ways(), pairs(n), device="cpu", turns=options.turns, warm=2), infonce_ways())
+        yield from lines(
+            f"InfoNCE {n:,}, products {precision}",
+            race(infonce_ways(), pairs(n), device="cpu", turns=options.turns, warm=2),
+            infonce_ways(),
+        )
     torch.set_float32_matmul_precision("highest")
-    yield from lines("SigLIP 4,096", race(sigmoid_ways(), pairs(4096), device="cpu", turns=options.turns, warm=1), sigmoid_ways())
+    yield from lines(
+        "SigLIP 4,096", race(sigmoid_ways(), pairs(4096), device="cpu", turns=options.turns, warm=1), sigmoid_ways()
+    )
     inputs, target = tokens(1024)
-    yield from lines("linear cross-entropy, 1,024 tokens", race(word_ways(target), inputs, device="cpu", turns=options.turns, warm=1), word_ways(target))
+    yield from lines(
+        "linear cross-entropy, 1,024 tokens",
+        race(word_ways(target), inputs, device="cpu", turns=options.turns, warm=1),
+        word_ways(target),
+    )
     yield "\n| peak memory of InfoNCE, MB | mmkit | open_clip ClipLoss | ratio |\n|---|---|---|---|"
     for n in (8192, 16384):
         command = [sys.executable, __file__, "memory", "--threads", str(options.threads), "--n", str(n), "--way"]
-        ours, theirs = (int(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout) / 1e6 for way in infonce_ways())
+        ours, theirs = (
+            int(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout) / 1e6
+            for way in ("mmkit", "open_clip ClipLoss")
+        )
         yield f"| {n:,} | {ours:,.0f} | {theirs:,.0f} | 1/{theirs / ours:.1f} |"
     yield "\n" + ranks_row()
 
@@ -186,7 +224,8 @@ def ceilings():
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     big, copy = (torch.empty(2**30, device="cuda", dtype=torch.uint8) for _ in range(2))
     works = {2 * 8192**3: lambda: torch.mm(a, b), 2**31: lambda: copy.copy_(big)}
-    return [amount / statistics.median([seconds(work, "cuda") for _ in range(40)][10:]) for amount, work in works.items()]
+    median = lambda work: statistics.median([seconds(work, "cuda") for _ in range(40)][10:])  # noqa: E731
+    return [amount / median(work) for amount, work in works.items()]
 
 
 def peaks(ways, inputs):
@@ -204,18 +243,27 @@ def peaks(ways, inputs):
 
 def on_gpu(options):
     speed, bandwidth = ceilings()
-    yield from (title("cuda"), f"Ceilings of this run: {speed / 1e12:,.0f} TFLOP/s in bf16 (8192^3), {bandwidth / 1e12:.2f} TB/s copied.\n", HEAD)
-    cases = [("InfoNCE", infonce_ways, 8, n) for n in (8192, 32768, 131072, 1048576)] + [("SigLIP", sigmoid_ways, 6, n) for n in (8192, 32768)]
+    yield from (
+        title("cuda"),
+        f"Ceilings of this run: {speed / 1e12:,.0f} TFLOP/s in bf16 (8192^3), {bandwidth / 1e12:.2f} TB/s copied.\n",
+        HEAD,
+    )
+    cases = [("InfoNCE", infonce_ways, 8, n) for n in (8192, 32768, 131072, 1048576)]
+    cases += [("SigLIP", sigmoid_ways, 6, n) for n in (8192, 32768)]
     for what, ways, products, n in cases:
         ways = ways() if n <= 32768 else {"mmkit": ways()["mmkit"]}
         inputs = pairs(n, "cuda", torch.bfloat16)
         taken = race(ways, inputs, device="cuda", turns=30 if n <= 131072 else 3, warm=10 if n <= 131072 else 1)
         alive = {name: ways[name] for name in taken}
-        yield from lines(f"{what} {n:,}", taken, ways, floor=products * n * n * WIDTH / speed, peaks=peaks(alive, inputs))
+        yield from lines(
+            f"{what} {n:,}", taken, ways, floor=products * n * n * WIDTH / speed, peaks=peaks(alive, inputs)
+        )
     inputs, target = tokens(16384, "cuda", torch.bfloat16)
     ways, floor = word_ways(target), 8 * 16384 * VOCABULARY * WIDTH / speed
     taken = race(ways, inputs, device="cuda", turns=30, warm=10)
-    yield from lines("linear cross-entropy, 16,384 tokens", taken, ways, floor, peaks({name: ways[name] for name in taken}, inputs))
+    yield from lines(
+        "linear cross-entropy, 16,384 tokens", taken, ways, floor, peaks({name: ways[name] for name in taken}, inputs)
+    )
     yield "\n" + ranks_row("cuda", torch.bfloat16)
 
 
@@ -233,7 +281,7 @@ def folded(module):
 
 
 def encoder_ways(encoder, stack):
-    """What computes the maps of the frozen EfficientNet-Lite0. Eager is the model as timm gives it: contiguous, float32."""
+    """What computes the maps of the frozen EfficientNet-Lite0. Eager is timm's own: contiguous, float32."""
     plain, channels_last = deepcopy(encoder.body).to(memory_format=torch.contiguous_format), encoder.body
     fused = folded(deepcopy(channels_last))
     compiled = torch.compile(fused.forward_features, options={"freezing": True})
@@ -253,8 +301,11 @@ def of_encoder(options):
     encoder, clock = pretrained("efficientnet_lite0"), time.process_time if options.threads == 1 else time.perf_counter
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "onnxruntime"))
     yield f"# The frozen image encoder on a CPU, {datetime.date.today()}\n"
-    yield f"EfficientNet-Lite0, {encoder.size} x {encoder.size} pixels, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s); mmkit {mmkit.__version__}, {versions}. Made by `core.py encoder`.\n"
-    yield "| images at a time | way | images/s (p10 to p90) | times eager | relative difference |\n|---|---|---|---|---|"
+    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} thread(s)"
+    made = f"mmkit {mmkit.__version__}, {versions}. Made by `core.py encoder`."
+    yield f"EfficientNet-Lite0, {encoder.size} x {encoder.size} pixels, {machine}; {made}\n"
+    yield "| images at a time | way | images/s (p10 to p90) | times eager | relative difference |"
+    yield "|---|---|---|---|---|"
     x = torch.rand(16, 3, encoder.size, encoder.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with ExitStack() as stack, torch.inference_mode():
         ways = encoder_ways(encoder, stack)
@@ -271,8 +322,10 @@ def of_encoder(options):
             for name, times in taken.items():
                 low, high = (sorted(times)[round(share * (len(times) - 1))] for share in (0.1, 0.9))
                 ratio = statistics.median(eager / ours for eager, ours in zip(taken["eager, contiguous"], times))
-                apart = float((torch.cat([ways[name](part) for part in x.split(size)]) - expected).norm() / expected.norm())
-                yield f"| {size} | {name} | {16 / statistics.median(times):.1f} ({16 / high:.1f} to {16 / low:.1f}) | {ratio:.2f} | {apart:.0e} |"
+                maps = torch.cat([ways[name](part) for part in x.split(size)])
+                apart = float((maps - expected).norm() / expected.norm())
+                speed = f"{16 / statistics.median(times):.1f} ({16 / high:.1f} to {16 / low:.1f})"
+                yield f"| {size} | {name} | {speed} | {ratio:.2f} | {apart:.0e} |"
 
 
 def main():

@@ -1,4 +1,7 @@
-"""What the pairwise kernels share. Legend: n rows of `a` (images), N rows of `b` (texts), D width; row i's positive is column first + i."""
+"""What the pairwise kernels share.
+
+Legend: n rows of `a` (images), N rows of `b` (texts), D width; the positive of row i is column first + i.
+"""
 
 from collections.abc import Callable
 
@@ -12,13 +15,17 @@ FP16_LIFT = 2.0**14  # float16 slopes are stored this much larger, away from its
 
 
 @triton.jit
-def scores(a, b, unit, rows, columns, n, N, first, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def scores(
+    a, b, unit, rows, columns, n, N, first, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     """unit * a[rows] @ b[columns].T in float32; the positives and what lies outside at -inf."""
     total = tl.zeros((BM, BN), tl.float32)
     for k in range(0, D, BK):
         depth = k + tl.arange(0, BK)
-        x = tl.load(a + rows.to(tl.int64)[:, None] * D + depth[None, :], mask=(rows[:, None] < n) & (depth[None, :] < D), other=0.0)
-        y = tl.load(b + columns.to(tl.int64)[None, :] * D + depth[:, None], mask=(columns[None, :] < N) & (depth[:, None] < D), other=0.0)
+        inside_a = (rows[:, None] < n) & (depth[None, :] < D)
+        inside_b = (columns[None, :] < N) & (depth[:, None] < D)
+        x = tl.load(a + rows.to(tl.int64)[:, None] * D + depth[None, :], mask=inside_a, other=0.0)
+        y = tl.load(b + columns.to(tl.int64)[None, :] * D + depth[:, None], mask=inside_b, other=0.0)
         total = tl.dot(x, y, total, input_precision="ieee")
     out = (rows[:, None] + first == columns[None, :]) | (rows[:, None] >= n) | (columns[None, :] >= N)
     return tl.where(out, float("-inf"), total * unit)
@@ -47,7 +54,10 @@ def product(x: Tensor, y: Tensor) -> Tensor:
 
 
 def accumulate(image: Tensor, texts: Tensor, fill: Callable[[Tensor, int, int], None]) -> tuple[Tensor, Tensor]:
-    """G @ texts and G.T @ image in float32, where fill(block, i, j) writes G[i : i + rows, j : j + columns], one block at a time, no atomics."""
+    """G @ texts and G.T @ image in float32, where fill(block, i, j) writes G[i : i + rows, j : j + columns].
+
+    One block at a time and without atomics, so that the same bits come out each time.
+    """
     d_image, d_texts = (torch.zeros_like(x, dtype=torch.float32) for x in (image, texts))
     space = image.new_empty(min(ROWS, len(image)) * min(COLUMNS, len(texts)))
     for i in range(0, len(image), ROWS):

@@ -1,4 +1,7 @@
-"""InfoNCE: sums over negatives in both directions in one pass, and the slopes of a block. Legend in `common`; logarithms are to base 2."""
+"""InfoNCE: sums over negatives in both directions in one pass, and the slopes of a block.
+
+Legend in `common`; logarithms are to base 2.
+"""
 
 import torch
 import triton
@@ -19,10 +22,12 @@ def add_logs(x, y):
 
 
 @triton.jit
-def sums_kernel(
-    a, b, unit, row_sums, column_sums, n, N, first, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr
-):
-    """row_sums (groups, n) and column_sums (row tiles, N). One exponential a pair, unless a row or column lies 140 powers of 2 below the tile's top."""
+def sums_kernel(a, b, unit, row_sums, column_sums, n, N, first, D: tl.constexpr,
+                BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+    """row_sums (groups, n) and column_sums (row tiles, N) of 2^score, as logarithms.
+
+    One exponential a pair, unless a row or a column lies 140 powers of 2 below the largest score of the tile.
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     scale = tl.load(unit)
     row_total = tl.full((BM,), float("-inf"), tl.float32)
@@ -45,7 +50,9 @@ def sums_kernel(
 
 
 @triton.jit
-def slopes_kernel(a, b, unit, u, v, out, n, N, first, lift, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def slopes_kernel(
+    a, b, unit, u, v, out, n, N, first, lift, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     """out (n, N) = lift * 2^s * (2^u + 2^v); both exponents are at most 0, so that nothing can overflow."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -67,8 +74,10 @@ def sums(image: Tensor, texts: Tensor, unit: Tensor, first: int) -> tuple[Tensor
     for i in range(0, len(image), BAND):
         a = image[i : i + BAND]
         row_tiles = triton.cdiv(len(a), sizes["BM"])
-        row_parts, column_parts = (image.new_empty(shape, dtype=torch.float32) for shape in ((groups, len(a)), (row_tiles, count)))
-        sums_kernel[row_tiles, groups](a, texts, unit, row_parts, column_parts, len(a), count, first + i, image.shape[1], GROUP=group, **sizes)
+        row_parts = image.new_empty(groups, len(a), dtype=torch.float32)
+        column_parts = image.new_empty(row_tiles, count, dtype=torch.float32)
+        given = a, texts, unit, row_parts, column_parts, len(a), count, first + i, image.shape[1]
+        sums_kernel[row_tiles, groups](*given, GROUP=group, **sizes)
         rows[i : i + BAND] = _log_sum(row_parts)
         columns = torch.logaddexp2(columns, _log_sum(column_parts))
     return rows, columns
@@ -79,7 +88,9 @@ def _log_sum(parts: Tensor) -> Tensor:
     return torch.cat([torch.logsumexp(part.double() * LN2, 0) / LN2 for part in parts.split(32768, 1)])
 
 
-def products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int) -> tuple[Tensor, Tensor]:
+def products(
+    image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, column_weight: Tensor, first: int
+) -> tuple[Tensor, Tensor]:
     """G @ texts and G.T @ image for G = 2^s * (2^row_weight + 2^column_weight)."""
     unit, u, v = unit.float(), row_weight.float(), column_weight.float()
     sizes, lift = blocks(image), FP16_LIFT if image.dtype == torch.float16 else 1.0
@@ -87,6 +98,7 @@ def products(image: Tensor, texts: Tensor, unit: Tensor, row_weight: Tensor, col
     def fill(block: Tensor, i: int, j: int) -> None:
         n, width = block.shape
         grid = triton.cdiv(n, sizes["BM"]), triton.cdiv(width, sizes["BN"])
-        slopes_kernel[grid](image[i:], texts[j:], unit, u[i:], v[j:], block, n, width, first + i - j, lift, image.shape[1], **sizes)
+        given = image[i:], texts[j:], unit, u[i:], v[j:], block, n, width, first + i - j, lift, image.shape[1]
+        slopes_kernel[grid](*given, **sizes)
 
     return accumulate(image, texts, fill)

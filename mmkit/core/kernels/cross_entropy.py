@@ -12,7 +12,7 @@ __all__ = ["losses_and_slopes", "product"]
 
 @triton.jit
 def rows_kernel(logits, slopes, target, sizes, losses, V, smoothing, BLOCK: tl.constexpr):
-    """One row a program. The target stays out of the sum: total = sum over wrong words of 2^(z - top), miss = log(total) - z_target."""
+    """One row a program. The target stays out of the sum: total is that of e^(z - top) over the wrong words."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.load(target + row)
     right = tl.load(logits + row * V + at)
@@ -37,11 +37,14 @@ def rows_kernel(logits, slopes, target, sizes, losses, V, smoothing, BLOCK: tl.c
     for start in range(0, V, BLOCK):
         words = start + tl.arange(0, BLOCK)
         z = tl.load(logits + row * V + words, mask=words < V, other=float("-inf"))
-        g = tl.where(words == at, smoothing - chance, tl.exp(z - top) * (chance / tl.maximum(total, 1e-37))) - smoothing / V
+        g = tl.where(words == at, smoothing - chance, tl.exp(z - top) * (chance / tl.maximum(total, 1e-37)))
+        g -= smoothing / V
         tl.store(slopes + row * V + words, (size * g).to(slopes.dtype.element_ty), mask=words < V)
 
 
-def losses_and_slopes(logits: Tensor, target: Tensor, sizes: Tensor, smoothing: float, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def losses_and_slopes(
+    logits: Tensor, target: Tensor, sizes: Tensor, smoothing: float, kind: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Losses (T,) in float32 and the gradient of their weighted sum in the logits (T, V), in type `kind`."""
     losses, slopes = logits.new_empty(len(logits)), torch.empty_like(logits, dtype=kind)
     block = 4096 if logits.device.type == "cuda" else 64

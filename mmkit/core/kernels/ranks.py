@@ -1,4 +1,7 @@
-"""Ranks by counting: a score lives in registers until it has been compared. Legend in `common`: rows of `a` are queries, of `b` the gallery."""
+"""Ranks by counting: a score lives in registers until it has been compared.
+
+Legend in `common`: rows of `a` are queries, those of `b` the gallery.
+"""
 
 import triton
 import triton.language as tl
@@ -10,9 +13,8 @@ GROUP = 16  # tiles of the gallery that one program runs through
 
 
 @triton.jit
-def counts_kernel(
-    a, b, low, high, owner, owners, most, least, n, N, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr
-):
+def counts_kernel(a, b, low, high, owner, owners, most, least, n, N, D: tl.constexpr,
+                  BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
     """most, least (groups, n): how many wrong rows of the gallery score at least low and at least high."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     bottom = tl.load(low + rows, mask=rows < n, other=float("inf"))
@@ -31,8 +33,10 @@ def counts_kernel(
     tl.store(least + place, few, mask=rows < n)
 
 
-def counts(queries: Tensor, gallery: Tensor, low: Tensor, high: Tensor, owner: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-    """How many rows of the gallery whose owner is not the query's score at least `low`, and at least `high`: (Q,) int64 each."""
+def counts(
+    queries: Tensor, gallery: Tensor, low: Tensor, high: Tensor, owner: Tensor, owners: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How many gallery rows of another owner than the query's score at least `low`, and at least `high`: (Q,) each."""
     sizes, group = blocks(queries), GROUP if queries.is_cuda else 2
     grid = triton.cdiv(len(queries), sizes["BM"]), triton.cdiv(len(gallery), sizes["BN"] * group)
     most, least = (queries.new_empty(grid[1], len(queries), dtype=int32) for _ in range(2))
