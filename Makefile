@@ -3,6 +3,8 @@ PLAN ?= head_to_head
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The versions that were tested together; `make CONSTRAINTS= ...` installs the newest releases instead.
+CONSTRAINTS ?= constraints.txt
 # The first of these that runs and is new enough; name another with `make PYTHON=/path/to/python ...`.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -37,7 +39,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an installation that broke off is done again, a finished one is not.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@python="$(PYTHON)"; \
 	for candidate in $(CANDIDATES); do \
 	  if [ -z "$$python" ] && $$candidate -c "$(NEW_ENOUGH)" 2>/dev/null; then python=$$candidate; fi; \
@@ -47,5 +49,5 @@ $(STAMP): pyproject.toml
 	fi; \
 	echo "making $(VENV) with $$($$python --version), then installing (minutes; several GB, most of it PyTorch)"; \
 	$$python -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --editable '.[test]'
 	@touch $@

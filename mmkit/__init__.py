@@ -3,6 +3,7 @@
 from importlib import import_module
 
 __version__ = "0.1.0"
+DISTRIBUTION = "mmkit-course"  # the package index holds a stranger's `mmkit`
 
 _WHERE = {
     "load": "mmkit.data",
@@ -10,7 +11,7 @@ _WHERE = {
     "Budget": "mmkit.strategies",
     "MmkitError": "mmkit.errors",
 }
-_ROOMS = ("core", "data", "models", "metrics", "training", "strategies", "tasks", "repro", "teach")
+_ROOMS = ("core", "data", "models", "metrics", "training", "strategies", "tasks", "repro", "teach", "explain", "deploy")
 
 
 def __getattr__(name):

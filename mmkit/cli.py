@@ -97,7 +97,7 @@ def reproduce(
 def _curves(folder: Path | None) -> None:
     """Tell the runs where their training curves go. Raises MmkitError."""
     if folder and not find_spec("tensorboard"):
-        raise MmkitError("--tensorboard needs TensorBoard: pip install 'mmkit[tensorboard]'")
+        raise MmkitError("--tensorboard needs TensorBoard: pip install -e '.[tensorboard]'")
     if folder:
         os.environ["MMKIT_TENSORBOARD"] = str(folder.expanduser().absolute())
 

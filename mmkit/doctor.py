@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import mmkit
 from mmkit.errors import MmkitError
 
 GIGABYTE = 1e9
@@ -71,7 +72,7 @@ def as_json(rows: list[Row]) -> str:
 
 
 def _machine() -> Iterator[Row]:
-    version, needed = platform.python_version(), metadata.metadata("mmkit").get("Requires-Python", ">=3.11")
+    version, needed = platform.python_version(), _installed().metadata.get("Requires-Python", ">=3.11")
     old = sys.version_info[:2] < tuple(int(part) for part in re.findall(r"\d+", needed)[:2])
     yield Row("Python", "broken" if old else "ok", f"{version} (needs {needed})", "make the environment with a newer Python" if old else "")
     yield Row("platform", "ok", f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}")
@@ -88,7 +89,7 @@ def _packages() -> Iterator[Row]:
     from packaging.requirements import Requirement
 
     wrong, fine = [], {}
-    for text in metadata.requires("mmkit") or []:
+    for text in _installed().requires or []:
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -179,8 +180,13 @@ def _source() -> Iterator[Row]:
         commit = f"commit {ask.stdout.strip()}"
     except (OSError, subprocess.SubprocessError):
         commit = "not a git clone"
+    notebooks = len(list((root / "notebooks").glob("[0-9][0-9]_*.ipynb")))
+    yield Row("mmkit", "ok" if notebooks else "note", f"{_installed().version}, {commit}, {notebooks} notebooks")
+
+
+def _installed() -> metadata.Distribution:
+    """What pip knows of this package. Raises MmkitError when it was never installed."""
     try:
-        notebooks = len(list((root / "notebooks").glob("[0-9][0-9]_*.ipynb")))
-        yield Row("mmkit", "ok" if notebooks else "note", f"{metadata.version('mmkit')}, {commit}, {notebooks} notebooks")
+        return metadata.distribution(mmkit.DISTRIBUTION)
     except metadata.PackageNotFoundError as error:
         raise MmkitError("mmkit itself is not installed: python -m pip install -e . (in the clone)") from error

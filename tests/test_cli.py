@@ -233,7 +233,7 @@ def test_doctor_names_missing_and_old_packages(monkeypatch):
     monkeypatch.setattr(metadata, "version", broken)
     [packages] = [row for row in doctor._packages() if row.name == "packages"]
     assert packages.state == "broken" and packages.remedy.startswith("python -m pip install -e .")
-    assert packages.finding == "transformers>=5 is needed, 4.40.0 is installed; timm>=1 is missing"
+    assert packages.finding == "transformers>=5 is needed, 4.40.0 is installed; timm>=1.0.9 is missing"
 
 
 def test_doctor_survives_a_torch_that_does_not_import(monkeypatch):

@@ -34,7 +34,7 @@ def test_what_is_not_installed_is_named_with_its_remedy(encoder, monkeypatch, ca
     with quick(encoder, 3) as said:
         assert "maps" not in vars(encoder)
     assert (
-        said == "PyTorch: onnxruntime and onnxscript not installed, pip install 'mmkit[fast]'"
+        said == "PyTorch: onnxruntime and onnxscript not installed, pip install -e '.[fast]'"
         and said in capsys.readouterr().out
     )
 

@@ -25,7 +25,7 @@ def quick(encoder: nn.Module, count: int) -> Iterator[str]:
         yield "PyTorch: the other way is for many images, an EfficientNet-Lite0 and a CPU"
         return
     missing = [name for name in ("onnxruntime", "onnxscript") if not find_spec(name)]
-    said = f"PyTorch: {' and '.join(missing)} not installed, pip install 'mmkit[fast]'"
+    said = f"PyTorch: {' and '.join(missing)} not installed, pip install -e '.[fast]'"
     if not missing:
         maps, error = _session(encoder), 0.0
         with torch.inference_mode():

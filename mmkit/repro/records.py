@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+import mmkit
 from mmkit.errors import MmkitError, unknown
 from mmkit.notebooks import PROFILES
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # a run's outer process has no need of torch, pandas and arro
 
 SCHEMA = "mmkit.record/1"
 RESERVED = ("arm", "task", "data", "seed", "score", "value")
-PACKAGES = ("mmkit", "torch", "torchvision", "transformers", "timm", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "papermill", "ipykernel")
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "papermill", "ipykernel")
 _kept: list["Result"] = []
 
 
@@ -205,7 +206,7 @@ def table(results: Iterable[Result]) -> "pd.DataFrame":
 @cache
 def versions() -> dict[str, str]:
     """Python's version and those of the packages results depend on, read without importing them."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "mmkit": mmkit.__version__}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

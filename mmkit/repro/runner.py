@@ -97,7 +97,7 @@ def _pool(workers: int | None, scheduler: str | None, executor: Executor | None)
 
         client = Client(scheduler, timeout="10s", set_as_default=False)
     except ImportError as error:
-        raise MmkitError("--scheduler needs Dask: pip install 'mmkit[dask]'") from error
+        raise MmkitError("--scheduler needs Dask: pip install -e '.[dask]'") from error
     except (OSError, ValueError) as error:
         raise MmkitError(f"no Dask scheduler answers at {scheduler!r} ({error}): start one with 'dask scheduler', or give its address as it prints it") from error
     with client:

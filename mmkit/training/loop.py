@@ -111,7 +111,7 @@ def curves(where: str) -> AbstractContextManager:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MmkitError("MMKIT_TENSORBOARD is set and TensorBoard is not installed: pip install 'mmkit[tensorboard]', or unset it") from error
+        raise MmkitError("MMKIT_TENSORBOARD is set and TensorBoard is not installed: pip install -e '.[tensorboard]', or unset it") from error
     folder = Path(base).expanduser().joinpath(*(re.sub(r"[^\w.=+-]+", "_", part) for part in where.split(", ")))
     places = chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
     return SummaryWriter(str(next(place for place in places if not place.exists())))
