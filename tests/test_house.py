@@ -15,6 +15,9 @@ from mmkit import notebooks
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Files that keep the ruler: 120 columns by `ruff format`, the caps below, small functions. In the end all of them.
 FORMATTED = (
+    "mmkit/core",
+    "mmkit/metrics",
+    "mmkit/teach",
     "mmkit/__init__.py",
     "mmkit/errors.py",
     "tests/test_house.py",
@@ -156,7 +159,7 @@ def test_functions_are_short_and_take_ten_parameters_at_most():
             arguments = node.args
             number = len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
             # The training loop shows all of its choices in one place, and a kernel's arguments are its memory layout.
-            exempt = path == ROOT / "mmkit/training/loop.py" or "kernel" in path.stem or "kernel" in node.name
+            exempt = path == ROOT / "mmkit/training/loop.py" or "kernel" in f"{path} {node.name}"
             if node.end_lineno - node.lineno >= 50:
                 faults.append(f"{where} has {node.end_lineno - node.lineno + 1} lines")
             if number > 10 and not exempt and path.is_relative_to(ROOT / "mmkit"):
