@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmkit.errors import unknown
 from mmkit.models.encoded import Encoded, masked_mean
+from mmkit.models.layers import Attention
 
 
 class ConcatFusion(nn.Module):
@@ -53,14 +54,14 @@ class CrossAttentionFusion(nn.Module):
         self.dim = dim
         self.query = nn.Sequential(nn.LayerNorm(text_encoder.dim), nn.Linear(text_encoder.dim, dim))
         self.memory = nn.Sequential(nn.LayerNorm(image_encoder.dim), nn.Linear(image_encoder.dim, dim))
-        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.attention = Attention(dim, heads, dropout=dropout)
         self.image_norm = nn.LayerNorm(image_encoder.summary_dim)
         self.mix = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
         self.image_summary = nn.Linear(image_encoder.summary_dim, dim)
 
     def forward(self, image: Encoded, text: Encoded) -> Tensor:
         query, memory = self.query(text.tokens), self.memory(image.tokens)
-        answered = query + self.attention(query, memory, memory, key_padding_mask=~image.mask, need_weights=False)[0]
+        answered = query + self.attention(query, memory, image.mask)
         return self.mix(masked_mean(answered, text.mask) + self.image_summary(self.image_norm(image.summary)))
 
 

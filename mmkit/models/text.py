@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded, masked_mean
+from mmkit.models.layers import Transformer
 
 PAD, UNKNOWN, MASK = 0, 1, 2
 
@@ -49,12 +50,11 @@ class TextTransformer(nn.Module):
         self.dim, self.summary_dim = dim, dim
         self.words = nn.Embedding(vocabulary, dim, padding_idx=PAD)
         self.positions = nn.Parameter(torch.randn(1, length, dim) * 0.02)
-        block = nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-        self.body = nn.TransformerEncoder(block, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.body = Transformer(dim, layers, heads)
 
     def forward(self, ids: Tensor) -> Encoded:
         mask = ids != PAD
-        tokens = self.body(self.words(ids) + self.positions[:, : ids.shape[1]], src_key_padding_mask=~mask)
+        tokens = self.body(self.words(ids) + self.positions[:, : ids.shape[1]], mask)
         return Encoded(tokens, mask, masked_mean(tokens, mask))
 
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded
+from mmkit.models.layers import Transformer
 
 
 def scaled(pixels: Tensor, size: int) -> Tensor:
@@ -45,8 +46,7 @@ class ViT(nn.Module):
         self.size, self.dim, self.summary_dim = size, dim, dim
         self.patches = nn.Conv2d(3, dim, patch, stride=patch)
         self.positions = nn.Parameter(torch.randn(1, (size // patch) ** 2, dim) * 0.02)
-        block = nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-        self.body = nn.TransformerEncoder(block, layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.body = Transformer(dim, layers, heads)
 
     def forward(self, pixels: Tensor) -> Encoded:
         tokens = self.body(self.patches(scaled(pixels, self.size)).flatten(2).transpose(1, 2) + self.positions)
