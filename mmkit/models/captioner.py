@@ -5,6 +5,7 @@ before its first word. A decoder takes words (B, L), what it remembers of the im
 state it reads whole captions from their start (teacher forcing); with the state of the call before it reads the next words: the code that learns speaks.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from mmkit.core import linear_cross_entropy
 from mmkit.errors import MmkitError, unknown
 from mmkit.models.encoded import Encoded, masked_mean
+from mmkit.models.multimodal import Inputs, Multimodal
 from mmkit.models.text import MASK, PAD, UNKNOWN
 
 END, START, IGNORED = PAD, MASK, -100
@@ -32,13 +34,13 @@ class AttentionGRU(nn.Module):
     """A GRU whose state after each word asks the image's tokens by additive attention; the state and what it found say the next word together.
 
     Attention as in Show, Attend and Tell (arXiv 1502.03044), asked by the new state and beside the recurrence as in Knowing When to Look
-    (arXiv 1612.01887, its spatial model), so that all words of a caption are trained at once. look=False finds the image's summary at every
+    (arXiv 1612.01887, its spatial model), so that all words of a caption are trained at once. attend=False finds the image's summary at every
     word: no attention (compare Show and Tell, arXiv 1411.4555).
     """
 
-    def __init__(self, words: int, *, dim: int = 128, length: int = 32, dropout: float = 0.0, look: bool = True):
+    def __init__(self, words: int, *, dim: int = 128, length: int = 32, dropout: float = 0.0, attend: bool = True):
         super().__init__()
-        self.dim, self.length, self.look = dim, length, look
+        self.dim, self.length, self.attend = dim, length, attend
         self.words = nn.Embedding(words, dim, padding_idx=PAD)
         self.first = nn.Linear(dim, dim)
         self.body = nn.GRU(dim, dim, batch_first=True)
@@ -48,7 +50,7 @@ class AttentionGRU(nn.Module):
 
     def remember(self, image: Encoded) -> list[Tensor]:
         """What does not change from word to word: tokens, their keys, their mask and their mean, which goes in beside every word."""
-        if not self.look:
+        if not self.attend:
             image = Encoded(image.summary[:, None], image.mask[:, :1], image.summary)
         return [image.tokens, self.key(image.tokens), image.mask, masked_mean(image.tokens, image.mask)]
 
@@ -70,29 +72,39 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(3)])
-        self.own, self.ask, self.look = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
-        self.join = nn.ModuleList([nn.Linear(dim, dim) for _ in range(2)])
-        self.think = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.qkv, self.query, self.key_value = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.ModuleList([nn.Linear(dim, dim) for _ in range(2)])
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def split(self, x: Tensor, parts: int) -> list[Tensor]:
         """(B, L, parts * D) -> `parts` tensors (B, heads, L, D / heads)."""
         return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=2)]
 
+    def self_attention(self, x: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Each word looks at itself and the words before it; keys and values of words that were read before come in as `past`."""
+        query, *new = self.split(self.qkv(self.norms[0](x)), 3)
+        if past:
+            new = [torch.cat([before, now], dim=2) for before, now in zip(past, new)]
+        total = new[0].shape[2]
+        seen = torch.ones(x.shape[1], total, dtype=torch.bool, device=x.device).tril(total - x.shape[1])
+        mixed = F.scaled_dot_product_attention(query, *new, attn_mask=seen)
+        return x + self.dropout(self.out[0](mixed.transpose(1, 2).flatten(2))), new
+
+    def cross_attention(self, x: Tensor, memory: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each word looks at the image's tokens; the weights (B, L, T), the mean over heads, come out beside the result."""
+        keys, values, mask = memory
+        (query,) = self.split(self.query(self.norms[1](x)), 1)
+        scores = query @ keys.transpose(2, 3) / keys.shape[3] ** 0.5
+        attention = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+        return x + self.dropout(self.out[1]((attention @ values).transpose(1, 2).flatten(2))), attention.mean(1)
+
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor, Tensor] | None, past: list[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        query, *now = self.split(self.own(self.norms[0](x)), 3)
-        past = [torch.cat([before, new], dim=2) for before, new in zip(past, now)] if past else now
-        seen = torch.ones(x.shape[1], past[0].shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2] - x.shape[1])
-        x = x + self.dropout(self.join[0](F.scaled_dot_product_attention(query, *past, attn_mask=seen).transpose(1, 2).flatten(2)))
+        x, past = self.self_attention(x, past)
         attention = None
         if memory is not None:
-            keys, values, mask = memory
-            (query,) = self.split(self.ask(self.norms[1](x)), 1)
-            scores = query @ keys.transpose(2, 3) / keys.shape[3] ** 0.5
-            attention = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
-            x = x + self.dropout(self.join[1]((attention @ values).transpose(1, 2).flatten(2)))
-            attention = attention.mean(1)
-        return x + self.dropout(self.think(self.norms[2](x))), attention, past
+            x, attention = self.cross_attention(x, memory)
+        return x + self.dropout(self.mlp(self.norms[2](x))), attention, past
 
 
 class TransformerDecoder(nn.Module):
@@ -109,7 +121,10 @@ class TransformerDecoder(nn.Module):
 
     def remember(self, image: Encoded) -> list[Tensor]:
         """Keys and values of the tokens for each layer, and the tokens' mask."""
-        return [part for layer in self.layers for part in layer.split(layer.look(image.tokens), 2)] + [image.mask]
+        memory = []
+        for layer in self.layers:
+            memory += layer.split(layer.key_value(image.tokens), 2)
+        return [*memory, image.mask]
 
     def forward(self, ids: Tensor, memory: list[Tensor] | None, state: list[Tensor] | None = None) -> Step:
         before = state[0].shape[2] if state else 0
@@ -124,7 +139,7 @@ class TransformerDecoder(nn.Module):
         return Step(self.norm(x), None if memory is None else torch.stack(seen).mean(0), kept)
 
 
-DECODERS = {"gru": AttentionGRU, "gru_without_attention": partial(AttentionGRU, look=False), "transformer": TransformerDecoder}
+DECODERS = {"gru": AttentionGRU, "gru_without_attention": partial(AttentionGRU, attend=False), "transformer": TransformerDecoder}
 
 
 class EachFeature(nn.BatchNorm1d):
@@ -140,37 +155,49 @@ class EachFeature(nn.BatchNorm1d):
 NORMS = {"layer": nn.LayerNorm, "batch": EachFeature}
 
 
-class Captioner(nn.Module):
-    """An image encoder, its tokens mapped to the decoder's width with learned positions (`fusion`), and the decoder (`head`).
+class Memory(nn.Module):
+    """An image's tokens and summary mapped to the decoder's width; tokens get learned positions. {modality: Encoded} -> Encoded.
 
-    norm: how tokens are scaled before, `layer`, or `batch`, which suits given features of unequal scale. Batch statistics of a given encoder stay as they were given, whatever else is trained."""
+    norm: how they are scaled before, `layer`, or `batch`, which suits given features of unequal scale."""
 
-    def __init__(self, image: nn.Module, decoder: nn.Module, *, dropout: float = 0.0, norm: str = "layer"):
+    def __init__(self, encoder: nn.Module, dim: int, *, tokens: int, dropout: float, norm: str):
         super().__init__()
         if norm not in NORMS:
             raise unknown("norm", norm, NORMS)
-        self.image, self.text, self.head = image, None, decoder
+        self.tokens = nn.Sequential(NORMS[norm](encoder.dim), nn.Dropout(dropout), nn.Linear(encoder.dim, dim))
+        self.summary = nn.Sequential(NORMS[norm](encoder.summary_dim), nn.Dropout(dropout), nn.Linear(encoder.summary_dim, dim))
+        self.positions = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
+
+    def forward(self, encoded: Mapping[str, Encoded]) -> Encoded:
+        (image,) = encoded.values()
+        return Encoded(self.tokens(image.tokens) + self.positions, image.mask, self.summary(image.summary))
+
+
+class Captioner(Multimodal):
+    """An encoder, its tokens mapped to the decoder's width (`fusion`), and the decoder (`head`).
+
+    Batch statistics of a given encoder stay as they were given, whatever else is trained."""
+
+    def __init__(self, modality: str, encoder: nn.Module, decoder: nn.Module, *, dropout: float = 0.0, norm: str = "layer"):
         with torch.no_grad():
-            tokens = image(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).tokens.shape[1]
-        self.fusion = nn.ModuleList([nn.Sequential(NORMS[norm](width), nn.Dropout(dropout), nn.Linear(width, decoder.dim)) for width in (image.dim, image.summary_dim)])
-        self.fusion.register_parameter("positions", nn.Parameter(torch.randn(1, tokens, decoder.dim) * 0.02))
+            tokens = encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).tokens.shape[1]
+        fusion = Memory(encoder, decoder.dim, tokens=tokens, dropout=dropout, norm=norm)
+        super().__init__({modality: encoder}, fusion, decoder)
 
     def train(self, mode: bool = True) -> "Captioner":
         super().train(mode)
-        for part in self.image.modules():
+        for part in getattr(self, self.modalities[0]).modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
         return self
 
-    def memory(self, image: Tensor | Encoded) -> list[Tensor]:
-        """Pixels (B, 3, H, W) or their encoding -> what the decoder remembers."""
-        image = image if isinstance(image, Encoded) else self.image(image)
-        tokens, summary = self.fusion
-        return self.head.remember(Encoded(tokens(image.tokens) + self.fusion.positions, image.mask, summary(image.summary)))
+    def memory(self, inputs: Inputs) -> list[Tensor]:
+        """What the decoder remembers of the images."""
+        return self.head.remember(self.fusion(self.encode(inputs)))
 
-    def forward(self, image: Tensor | Encoded, ids: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    def forward(self, inputs: Inputs, ids: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The mean loss of a word. ids: one caption of each image, or several, image by image over and over."""
-        memory = self.memory(image)
+        memory = self.memory(inputs)
         memory = [x.repeat(len(ids) // len(x), *[1] * (x.ndim - 1)) for x in memory]
         return caption_loss(self.head, memory, ids, label_smoothing=label_smoothing)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkit.errors import MmkitError
 from mmkit.models.captioner import END, START, Captioner
-from mmkit.models.encoded import Encoded
+from mmkit.models.multimodal import Inputs
 from mmkit.models.text import UNKNOWN
 
 
@@ -24,14 +24,14 @@ class Beams(NamedTuple):
 
 
 @torch.inference_mode()
-def beam_search(model: Captioner, image: Tensor | Encoded, *, beams: int = 3, length_penalty: float = 0.5, length: int | None = None) -> Beams:
+def beam_search(model: Captioner, inputs: Inputs, *, beams: int = 3, length_penalty: float = 0.5, length: int | None = None) -> Beams:
     """The `beams` best captions of each image, at most `length` words long (default: the decoder's).
 
     Every step keeps the K best of all continuations by score, in which captions that have ended stay as they are; an image whose K captions have
     all ended is done. length_penalty: 0 compares log-probabilities, which favours short captions; 1 compares their mean over words (compare GNMT,
     arXiv 1609.08144). A word the vocabulary lacks is never said. Raises MmkitError for options out of range.
     """
-    decoder, memory, state = model.head, model.eval().memory(image), None
+    decoder, memory, state = model.head, model.eval().memory(inputs), None
     length = decoder.length if length is None else length
     if not 1 <= length <= decoder.length or beams < 1 or length_penalty < 0:
         raise MmkitError(f"beam search needs 1 <= length <= {decoder.length}, beams >= 1 and length_penalty >= 0, got {length}, {beams} and {length_penalty}")

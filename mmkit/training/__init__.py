@@ -1,12 +1,55 @@
-"""The visible training loop, seeds with separate streams, and what training cost."""
+"""Training by composition: batches, parameter groups, objectives, hooks and a visible loop; seeds with separate streams; what training cost."""
 
+from mmkit.training.batch import Batch, Batches, Loader, RowBatches, View, batches
+from mmkit.training.checkpoint import Checkpoint
 from mmkit.training.cost import Cost, Phase, flops_of, forget_peak, peak_bytes
 from mmkit.training.device import device
-from mmkit.training.inputs import Inputs, encode_all
-from mmkit.training.loop import batches, train, warmup_cosine
+from mmkit.training.encode import encode_all
+from mmkit.training.groups import EVERYTHING, Group, layerwise, parameter_groups
+from mmkit.training.hooks import EarlyStopping, RankAllocation, Unfreeze, WeightAverage
+from mmkit.training.loop import State, train
+from mmkit.training.objectives import Objective, adversarial, cross_entropy, distilled, multi_task, mutual
+from mmkit.training.schedules import constant, warmup_constant, warmup_cosine
 from mmkit.training.seeds import choose, seeded, stream
+from mmkit.training.views import array_view, text_view
 
 __all__ = [
-    "Cost", "Inputs", "Phase", "batches", "choose", "device", "encode_all", "flops_of", "forget_peak", "peak_bytes", "seeded", "stream", "train",
+    "EVERYTHING",
+    "Batch",
+    "Batches",
+    "Checkpoint",
+    "Cost",
+    "EarlyStopping",
+    "Group",
+    "Loader",
+    "Objective",
+    "Phase",
+    "RankAllocation",
+    "RowBatches",
+    "State",
+    "Unfreeze",
+    "View",
+    "WeightAverage",
+    "adversarial",
+    "array_view",
+    "batches",
+    "choose",
+    "constant",
+    "cross_entropy",
+    "device",
+    "distilled",
+    "encode_all",
+    "flops_of",
+    "forget_peak",
+    "layerwise",
+    "multi_task",
+    "mutual",
+    "parameter_groups",
+    "peak_bytes",
+    "seeded",
+    "stream",
+    "text_view",
+    "train",
+    "warmup_constant",
     "warmup_cosine",
 ]

@@ -1,12 +1,13 @@
 """What a run cost, phase by phase: FLOPs, seconds, peak memory, parameters trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 import mmkit.core  # noqa: F401  its operators, whose FLOPs are told to the counter below
@@ -20,12 +21,26 @@ class Phase:
     seconds: float = 0.0
     steps: int = 0
     parameters_trained: int = 0
+    flops_a_step: float = 0.0
+
+    def add_step(self, trained: Sequence[Tensor], flops: float | None) -> None:
+        """One more step that trained these parameters. flops: as counted on it; None takes those of the step that was counted last."""
+        if flops is not None:
+            self.flops_a_step = flops
+            self.parameters_trained = max(self.parameters_trained, sum(p.numel() for p in trained))
+        self.flops += self.flops_a_step
+        self.steps += 1
+
+
+    def as_dict(self) -> dict:
+        """For a record."""
+        return {name: getattr(self, name) for name in ("flops", "seconds", "steps", "parameters_trained")}
 
 
 @dataclass
 class Cost:
-    """The sum over phases. FLOPs are counted on one real step of each phase and multiplied by its steps
-    (a multiply-add is two FLOPs); seconds are wall time of training, evaluation left out; bytes are peak resident memory.
+    """The sum over phases. FLOPs are counted on the first step of each phase and whenever other parameters are trained, and summed over the
+    steps that ran (a multiply-add is two FLOPs); seconds are wall time of training, evaluation left out; bytes are peak resident memory.
     parameters_total counts the model that comes out; a phase may train more, such as the decoder that pretraining throws away."""
 
     phases: dict[str, Phase] = field(default_factory=dict)
@@ -52,7 +67,7 @@ class Cost:
             "peak_bytes": self.peak_bytes,
             "parameters_trained": self.parameters_trained,
             "parameters_total": self.parameters_total,
-            "phases": {name: asdict(phase) for name, phase in self.phases.items()},
+            "phases": {name: phase.as_dict() for name, phase in self.phases.items()},
         }
 
 

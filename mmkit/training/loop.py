@@ -1,117 +1,152 @@
-"""The training loop, in the open: batches, loss, gradient, step, and a stop when a loss is not finite."""
+"""The training loop, in the open: batch, loss, gradient, step; hooks at named moments; a stop when a loss is not finite."""
 
 import math
-import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from itertools import chain, count
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkit.errors import MmkitError
+from mmkit.training import hooks as moments
+from mmkit.training.batch import Batch
+from mmkit.training.checkpoint import Checkpoint
 from mmkit.training.cost import Phase
+from mmkit.training.curves import curves
+from mmkit.training.groups import EVERYTHING, Group, parameter_groups
+from mmkit.training.objectives import Objective
+from mmkit.training.schedules import warmup_cosine
 
 
-def batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless shuffled batches of `size` rows (all rows when there are fewer); each pass sees every row once but for the ragged end."""
-    size = min(size, len(rows))
-    while True:
-        order = rows[torch.randperm(len(rows), generator=generator)]
-        for start in range(0, len(order) - size + 1, size):
-            yield order[start : start + size]
+@dataclass
+class State:
+    """Where training stands; hooks read it, and may set `stop`.
 
+    trained: the parameters that learn now, in the model's order. recount: whether the next step's FLOPs are counted."""
 
-def warmup_cosine(step: int, steps: int, *, warmup: float = 0.1) -> float:
-    """Learning-rate factor: linear rise over the first `warmup` share of steps, then half a cosine down to zero."""
-    rise = max(1, round(warmup * steps))
-    return (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    steps: int
+    step: int = 0
+    loss: Tensor | None = None
+    history: list[dict] = field(default_factory=list)
+    stop: bool = False
+    trained: list[Tensor] = field(default_factory=list)
+    recount: bool = True
+    best: float = -math.inf
+    best_weights: dict[str, Tensor] | None = None
+
+    def trained_changed(self) -> None:
+        """A hook has frozen or thawed parameters: they are listed, and a step's FLOPs are counted, anew."""
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.recount = True
 
 
 def train(
     model: nn.Module,
-    loss_of: Callable[[Tensor], Tensor],
-    rows: Iterator[Tensor],
+    objective: Objective,
+    batches: Iterator[Batch],
     *,
     steps: int,
     lr: float,
-    weight_decay: float = 0.01,
+    groups: Sequence[Group] = EVERYTHING,
+    schedule: Callable[[int, int], float] = warmup_cosine,
+    hooks: Sequence[object] = (),
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
     clip: float = 1.0,
-    adjust: Callable[[], None] | None = None,
-    validate: Callable[[], float] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
     checks: int = 5,
+    keep_best: bool = True,
     where: str = "training",
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Phase, list[dict]]:
-    """Train whatever parameters of `model` require a gradient for `steps` steps of AdamW.
+    """Train the parameters that `groups` name for `steps` steps of AdamW; the others are frozen.
 
-    loss_of: a batch of rows -> scalar loss. adjust: may change the gradients before each step. validate: a score, higher is better, taken `checks` times; the best weights by it are
-    kept. Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite, saying where.
+    objective: (model, batch) -> scalar loss. schedule: step, steps -> a multiple of lr. hooks: see `mmkit.training.hooks`. autocast: the context
+    of the forward pass, for mixed precision. clip: the largest norm of all gradients. validate: model -> a score, higher is better, taken `checks`
+    times; keep_best: whether the best weights by it are kept. checkpoint: where a long run is kept at its checks, and resumed from.
+
+    Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite, saying where.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    phase = Phase(steps=steps, parameters_trained=sum(p.numel() for p in parameters))
-    history, best, best_weights = [], -math.inf, None
+    moments.check(hooks)
+    optimizer = torch.optim.AdamW(parameter_groups(model, groups, lr), fused=True)
+    state, phase = State(model, optimizer, steps), Phase()
+    state.trained_changed()
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
-    model.train()
+    first = checkpoint.resume(state, phase, batches) if checkpoint else 0
+    set_modes(model)
     with curves(where) as board:
         started = time.perf_counter()
-        for step in range(steps):
+        for state.step in range(first, steps):
             for group in optimizer.param_groups:
-                group["lr"] = lr * warmup_cosine(step, steps)
-            with nullcontext() if step else FlopCounterMode(display=False) as counter:
-                loss = loss_of(next(rows))
-                loss.backward()
-            if step == 0:
-                phase.flops = float(counter.get_total_flops()) * steps
-            if board:
-                board.add_scalar("loss", loss.item(), step + 1)
-                board.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step + 1)
-            if not torch.isfinite(loss):
-                raise MmkitError(f"the loss became {loss.item()} in {where}, step {step} of {steps}: lower lr (now {lr:g}) or look for NaN in the inputs")
-            if adjust:
-                adjust()
-            nn.utils.clip_grad_norm_(parameters, clip)
+                group["lr"] = group["initial_lr"] * schedule(state.step, steps)
+            moments.call(hooks, "before_step", state)
+
+            counting = state.recount
+            with FlopCounterMode(display=False) if counting else nullcontext() as counter:
+                with autocast():
+                    state.loss = objective(model, next(batches))
+                state.loss.backward()
+            phase.add_step(state.trained, float(counter.get_total_flops()) if counting else None)
+            state.recount = False
+            _require_finite(state, where)
+            moments.call(hooks, "after_backward", state)
+
+            nn.utils.clip_grad_norm_(state.trained, clip)
             optimizer.step()
+            moments.call(hooks, "after_step", state)
             optimizer.zero_grad(set_to_none=True)
-            if step in check_at:
+            if board:
+                board.add_scalar("loss", state.loss.item(), state.step + 1)
+                board.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], state.step + 1)
+
+            if state.step in check_at:
                 phase.seconds += time.perf_counter() - started
-                model.eval()
-                score = _validated(validate, f"{where}, validation after step {step + 1} of {steps}")
-                model.train()
+                _check(state, validate, keep_best=keep_best, where=where)
                 if board:
-                    board.add_scalar("validation", score, step + 1)
-                history.append({"where": where, "step": step + 1, "loss": loss.item(), "validation": score})
-                if score > best:
-                    best, best_weights = score, deepcopy(model.state_dict())
+                    board.add_scalar("validation", state.history[-1]["validation"], state.step + 1)
+                moments.call(hooks, "after_check", state)
+                if checkpoint:
+                    checkpoint.keep(state, phase, batches)
+                if state.stop:
+                    break
                 started = time.perf_counter()
-    phase.seconds += time.perf_counter() - started
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    return phase, history
+        else:
+            phase.seconds += time.perf_counter() - started
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
+    return phase, state.history
 
 
-def _validated(validate: Callable[[], float], where: str) -> float:
-    """The score, or an MmkitError that says where training stood when it could not be had (a ValueError is one of `core`)."""
+def set_modes(model: nn.Module) -> None:
+    """Training mode; but a part of which nothing is trained is put in evaluation mode: no dropout, no batch-norm updates."""
+    model.train()
+    for part in model.children():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
+
+
+def _require_finite(state: State, where: str) -> None:
+    if not torch.isfinite(state.loss):
+        lr = max(group["initial_lr"] for group in state.optimizer.param_groups)
+        place = f"{where}, step {state.step} of {state.steps}"
+        raise MmkitError(f"the loss became {state.loss.item()} in {place}: lower lr (now {lr:g}) or look for NaN in the inputs")
+
+
+def _check(state: State, validate: Callable[[nn.Module], float], *, keep_best: bool, where: str) -> None:
+    """Validate, note it in the history, and keep the weights if they are the best so far."""
+    state.model.eval()
     try:
-        return validate()
-    except (MmkitError, ValueError) as error:
-        raise MmkitError(f"{where}: {error}; was lr too high?") from error
-
-
-def curves(where: str) -> AbstractContextManager:
-    """TensorBoard's writer for one stage of training, where `MMKIT_TENSORBOARD` names a folder: `component, fusion` goes to `component/fusion`, the second time to
-    `component/fusion-2`. Otherwise None: nothing is imported and nothing written. Raises MmkitError when TensorBoard is not installed."""
-    if not (base := os.environ.get("MMKIT_TENSORBOARD")):
-        return nullcontext()
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MmkitError("MMKIT_TENSORBOARD is set and TensorBoard is not installed: pip install -e '.[tensorboard]', or unset it") from error
-    folder = Path(base).expanduser().joinpath(*(re.sub(r"[^\w.=+-]+", "_", part) for part in where.split(", ")))
-    places = chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
-    return SummaryWriter(str(next(place for place in places if not place.exists())))
+        score = validate(state.model)
+    except (MmkitError, ValueError) as error:  # a ValueError is one of `core`, for numbers that are not finite
+        place = f"{where}, validation after step {state.step + 1} of {state.steps}"
+        raise MmkitError(f"{place}: {error}; was lr too high?") from error
+    set_modes(state.model)
+    state.history.append({"where": where, "step": state.step + 1, "loss": state.loss.item(), "validation": score})
+    if keep_best and score > state.best:
+        state.best, state.best_weights = score, deepcopy(state.model.state_dict())

@@ -1,0 +1,98 @@
+"""Hooks: objects with methods named after moments of a step, each given the `State` of the loop.
+
+Moments: before_step, after_backward, after_step, after_check. A hook holds state of its own, so it is made anew for every run.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from mmkit.errors import MmkitError
+from mmkit.training.groups import Group, assign
+
+MOMENTS = ("before_step", "after_backward", "after_step", "after_check")
+
+
+def check(hooks: Sequence[object]) -> None:
+    """Raise MmkitError for a hook that has no method of a known name."""
+    for hook in hooks:
+        if not any(callable(getattr(hook, moment, None)) for moment in MOMENTS):
+            raise MmkitError(f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a moment")
+
+
+def call(hooks: Sequence[object], moment: str, state) -> None:
+    """Call the hooks that have a method of this name, in order."""
+    for hook in hooks:
+        method = getattr(hook, moment, None)
+        if method is not None:
+            method(state)
+
+
+class EarlyStopping:
+    """Stop when the validation score has not risen for `patience` checks."""
+
+    def __init__(self, patience: int):
+        if patience < 1:
+            raise MmkitError(f"patience={patience} would stop before the first check: take 1 or more")
+        self.patience = patience
+
+    def after_check(self, state) -> None:
+        scores = [entry["validation"] for entry in state.history]
+        since_best = len(scores) - 1 - scores.index(max(scores))
+        state.stop = since_best >= self.patience
+
+
+class Unfreeze:
+    """Progressive unfreezing (ULMFiT, arXiv 1801.06146): one more layer learns every `every` steps, in the order of `patterns`.
+
+    Raises MmkitError for a pattern that matches nothing, and at the first step when the last layer's turn comes after the last step."""
+
+    def __init__(self, patterns: Sequence[str], *, every: int):
+        if every < 1 or not patterns:
+            raise MmkitError(f"unfreezing needs patterns and every >= 1, got {list(patterns)} and every={every}")
+        self.patterns, self.every = tuple(patterns), every
+
+    def before_step(self, state) -> None:
+        if state.step == 0:
+            assign(state.model, [Group(pattern) for pattern in self.patterns])
+            last = (len(self.patterns) - 1) * self.every
+            if last >= state.steps:
+                raise MmkitError(f"{self.patterns[-1]!r} would thaw at step {last} of {state.steps}: lower every={self.every}")
+        if state.step % self.every == 0:
+            awake = self.patterns[: 1 + state.step // self.every]
+            for name, parameter in state.model.named_parameters():
+                parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in awake))
+            state.trained_changed()
+
+
+class WeightAverage:
+    """An exponential moving average of the weights, `weights`: decay times what it was plus the rest of what it is now."""
+
+    def __init__(self, decay: float = 0.99):
+        if not 0 < decay < 1:
+            raise MmkitError(f"decay={decay} is not between 0 and 1: take for example 0.99")
+        self.decay, self.weights = decay, None
+
+    @torch.no_grad()
+    def after_step(self, state) -> None:
+        current = state.model.state_dict()
+        if self.weights is None:
+            self.weights = {name: value.clone() for name, value in current.items()}
+        for name, value in current.items():
+            self.weights[name] = torch.lerp(value, self.weights[name], self.decay) if value.is_floating_point() else value.clone()
+
+
+class RankAllocation:
+    """AdaLoRA's reallocation of ranks (arXiv 2303.10512) after every step; tuner: peft's `AdaLoraModel`, which reads the gradients."""
+
+    def __init__(self, tuner: nn.Module):
+        if not hasattr(tuner, "update_and_allocate"):
+            raise MmkitError(f"{type(tuner).__name__} has no ranks to allocate: give peft's AdaLoraModel")
+        self.tuner = tuner
+
+    def after_step(self, state) -> None:
+        self.tuner.update_and_allocate(state.step)
+
+
