@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from mmkit.data import Dataset
 from mmkit.errors import MmkitError
 from mmkit.models.encoded import Encoded, masked_mean
 from mmkit.models.layers import Transformer
@@ -40,6 +41,20 @@ class WordTokenizer:
 
     def words(self, ids: Iterable[int]) -> list[str]:
         return [self._tokenizer.id_to_token(int(i)) for i in ids]
+
+
+_vocabularies: dict[tuple[str, str], WordTokenizer] = {}
+
+
+def vocabulary(dataset: Dataset, language: str = "en") -> WordTokenizer:
+    """The words of a set's unpaired texts (the training texts of a set without a pool), of every role. Made once per data set."""
+    key = (dataset.content, language)
+    if key not in _vocabularies:
+        splits = dataset.items["split"].to_numpy()[dataset.texts["item"].to_numpy()]
+        pool = "pool_text" if "pool_text" in dataset.splits else "train"
+        seen = (splits == pool) & (dataset.texts["language"] == language).to_numpy()
+        _vocabularies[key] = WordTokenizer(dataset.texts["text"][seen])
+    return _vocabularies[key]
 
 
 class TextTransformer(nn.Module):

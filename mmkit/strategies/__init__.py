@@ -1,8 +1,25 @@
 """The strategies: how encoders start, what is trained on the pairs, and what each costs."""
 
-from mmkit.strategies.arms import ARMS, DERIVED, EVERYTHING, Arm, Stage
+from mmkit.strategies.arms import ARMS, DERIVED, suited
 from mmkit.strategies.encoders import Encoders
-from mmkit.strategies.fit import fit, pairs
+from mmkit.strategies.fit import fit
 from mmkit.strategies.run import Budget, Run, interpolate
+from mmkit.strategies.scoring import pairs
+from mmkit.strategies.strategy import Fitting, Stage, Strategy
+from mmkit.training import Part
 
-__all__ = ["ARMS", "DERIVED", "EVERYTHING", "Arm", "Budget", "Encoders", "Run", "Stage", "fit", "interpolate", "pairs"]
+__all__ = [
+    "ARMS",
+    "DERIVED",
+    "Budget",
+    "Encoders",
+    "Fitting",
+    "Part",
+    "Run",
+    "Stage",
+    "Strategy",
+    "fit",
+    "interpolate",
+    "pairs",
+    "suited",
+]

@@ -1,97 +1,149 @@
-"""The arms: how the encoders start, and what is trained on the pairs, in which order."""
+"""The table of arms: strategies that the kit compares, by name."""
 
-from dataclasses import dataclass
-
+from mmkit.data import Dataset
 from mmkit.errors import unknown
+from mmkit.strategies.balance import blended, has_own_losses, modulated, own_losses
+from mmkit.strategies.encoders import Encoders
+from mmkit.strategies.ensembles import Combination, averaged, better
+from mmkit.strategies.run import interpolate
+from mmkit.strategies.strategy import Fitting, Stage, Strategy, nothing_alone, single
+from mmkit.training import Group, Loader, stream
 
-EVERYTHING = ("image", "text", "fusion", "head")
+NEW = (Group("fusion.*"), Group("head.*"))  # what only pairs can train
+HEAD = (Group("head.*"),)
 
-
-@dataclass(frozen=True)
-class Stage:
-    """Part of the training on pairs: which parts of the model it trains, for which share of the epochs, at which multiple of the rate.
-
-    mined: its batches hold each other's hardest negatives, by the model as the stage finds it (retrieval)."""
-
-    name: str
-    parts: tuple[str, ...] = EVERYTHING
-    share: float = 1.0
-    pace: float = 1.0
-    mined: bool = False
-
-    @property
-    def locked(self) -> bool:
-        """Whether both encoders stay as they are."""
-        return not {"image", "text"} & set(self.parts)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One strategy. start: `random` or `pretrained` encoders (by self-supervision on the unpaired pools, its cost counted, or real ones).
-
-    random: encoders that start random all the same. mix: the weights end this share of the way from the end of the first stage to the end of the last.
-    own_losses: each modality's own loss is added: `added`, `blended` (weighted by how each overfits) or `modulated` (to measure it only). single: only this modality is trained and used. blank: this modality is always
-    shown empty. shuffled: the training pairs are dealt out anew."""
-
-    name: str
-    what: str
-    start: str
-    stages: tuple[Stage, ...] = (Stage("joint"),)
-    random: tuple[str, ...] = ()
-    mix: float | None = None
-    own_losses: str = ""
-    single: str | None = None
-    blank: str | None = None
-    shuffled: bool = False
-
-
+FUSION_THEN_ALL = (Stage("fusion", NEW, 0.3), Stage("joint", share=0.7))
+HEAD_THEN_ALL = (Stage("head", HEAD, 0.3), Stage("joint", share=0.7))
 TOWER = {"L": "locked", "U": "pretrained", "u": "random"}  # LiT's letters, the image tower's first; UU is `holistic`, LL `frozen`, uu `scratch`
 
 
-def _towers(image: str, text: str) -> Arm:
-    """An arm whose two encoders are treated differently."""
+def halfway(model, ends) -> None:
+    """The weights halfway from the end of the first stage to the end of the last."""
+    model.load_state_dict(interpolate(ends[0], ends[-1], 0.5))
+
+
+def shuffled(loader: Loader, fitting: Fitting) -> Loader:
+    """Training pairs are dealt out anew."""
+    return loader.shuffled(fitting.rows, stream(fitting.seed, "shuffle"))
+
+
+def hardest_negatives(fitting: Fitting):
+    """Batches of each other's hardest negatives, by the model as the stage finds it."""
+    return fitting.task.mined(fitting)
+
+
+def cannot_mine(task) -> str | None:
+    return None if task.can_mine else "negatives are mined where a batch is ranked, in retrieval"
+
+
+def towers(image: str, text: str) -> Strategy:
+    """An arm whose two encoders are treated differently (LiT's grid)."""
     letters = {"image": image, "text": text}
-    parts = tuple(part for part in EVERYTHING if letters.get(part) != "L")
     what = f"image encoder {TOWER[image]}, text encoder {TOWER[text]} (LiT's grid, arXiv 2111.07991)"
-    return Arm(f"lit_{image}{text}", what, "pretrained", (Stage("joint", parts),), random=tuple(side for side, letter in letters.items() if letter == "u"))
+    start = {modality: "random" if letter == "u" else "pretrained" for modality, letter in letters.items()}
+    trained = tuple(Group(f"{modality}.*") for modality, letter in letters.items() if letter != "L")
+    stages = (Stage("joint", (*trained, *NEW)),)
+    return Strategy(f"lit_{image}{text}", what, start, stages, modalities=("image", "text"))
 
 
 ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("scratch", "random encoders, everything trained on the pairs", "random"),
-        Arm("holistic", "pretrained encoders, everything trained on the pairs at once", "pretrained"),
-        Arm("frozen", "pretrained encoders locked, fusion and head trained (like LiT, arXiv 2111.07991)", "pretrained", (Stage("fusion", ("fusion", "head")),)),
-        Arm("component", "encoders pretrained by the run itself, then fusion and head, then everything", "pretrained",
-            (Stage("fusion", ("fusion", "head"), 0.3), Stage("joint", EVERYTHING, 0.7))),
-        Arm("lp_ft", "pretrained encoders, the last layer first, then everything (arXiv 2202.10054)", "pretrained",
-            (Stage("head", ("head",), 0.3), Stage("joint", EVERYTHING, 0.7))),
-        Arm("frozen_then_all", "as frozen, then everything for the last fifth of the epochs, at a tenth of the rate", "pretrained",
-            (Stage("fusion", ("fusion", "head"), 0.8), Stage("joint", EVERYTHING, 0.2, 0.1))),
-        Arm("wise_ft", "as component, then halfway back to where its encoders were locked (arXiv 2109.01903)", "pretrained",
-            (Stage("fusion", ("fusion", "head"), 0.3), Stage("joint", EVERYTHING, 0.7)), mix=0.5),
-        Arm("hard_negatives", "as scratch, the second half of the epochs on batches of each other's hardest negatives", "random",
-            (Stage("joint", share=0.5), Stage("mined", share=0.5, mined=True))),
-        *(_towers(image, text) for image, text in ("Lu", "LU", "UL", "uL", "Uu", "uU")),
-        Arm("joint_plus_unimodal", "as scratch, with each modality's own loss beside the joint one", "random", own_losses="added"),
-        Arm("grad_blend", "as joint_plus_unimodal, each loss weighted by its gain over its overfitting, measured first (arXiv 1905.12681)", "random", own_losses="blended"),
-        Arm("ogm_ge", "as scratch, the leading modality's gradients held back (arXiv 2203.15332)", "random", own_losses="modulated"),
-        Arm("image_only", "control: the image alone", "random", single="image"),
-        Arm("text_only", "control: the text alone", "random", single="text"),
-        Arm("frozen_image", "control: as frozen, with every text empty", "pretrained", (Stage("fusion", ("fusion", "head")),), blank="text"),
-        Arm("frozen_text", "control: as frozen, with every image empty", "pretrained", (Stage("fusion", ("fusion", "head")),), blank="image"),
-        Arm("shuffled_pairs", "control: as scratch, on pairs dealt out anew", "random", shuffled=True),
-        Arm("blank_image", "control: as scratch, with every image empty", "random", blank="image"),
-        Arm("blank_text", "control: as scratch, with every text empty", "random", blank="text"),
+    strategy.name: strategy
+    for strategy in (
+        Strategy("scratch", "random encoders, everything trained on the pairs"),
+        Strategy("holistic", "pretrained encoders, everything trained on the pairs at once", "pretrained"),
+        Strategy(
+            "frozen",
+            "pretrained encoders locked, fusion and head trained (like LiT, arXiv 2111.07991)",
+            "pretrained",
+            (Stage("fusion", NEW),),
+        ),
+        Strategy(
+            "component",
+            "encoders pretrained by the run itself, then fusion and head, then everything",
+            "pretrained",
+            FUSION_THEN_ALL,
+            pretrains=True,
+        ),
+        Strategy(
+            "lp_ft",
+            "pretrained encoders, the last layer first, then everything (arXiv 2202.10054)",
+            "pretrained",
+            HEAD_THEN_ALL,
+        ),
+        Strategy(
+            "frozen_then_all",
+            "as frozen, then everything for the last fifth of the epochs, at a tenth of the rate",
+            "pretrained",
+            (Stage("fusion", NEW, 0.8), Stage("joint", share=0.2, lr=0.1)),
+        ),
+        Strategy(
+            "wise_ft",
+            "as component, then halfway back to where its encoders were locked (arXiv 2109.01903)",
+            "pretrained",
+            FUSION_THEN_ALL,
+            finish=halfway,
+        ),
+        Strategy(
+            "hard_negatives",
+            "as scratch, the second half of the epochs on batches of each other's hardest negatives",
+            stages=(Stage("joint", share=0.5), Stage("mined", share=0.5, order=hardest_negatives)),
+            undefined=cannot_mine,
+        ),
+        *(towers(image, text) for image, text in ("Lu", "LU", "UL", "uL", "Uu", "uU")),
+        Strategy(
+            "joint_plus_unimodal",
+            "as scratch, with each modality's own loss beside the joint one",
+            stages=(Stage("joint", wrap=own_losses),),
+            prepare=has_own_losses,
+            undefined=nothing_alone,
+        ),
+        Strategy(
+            "grad_blend",
+            "as joint_plus_unimodal, each loss weighted by its gain over its overfitting, measured first (arXiv 1905.12681)",
+            stages=(Stage("joint", wrap=own_losses),),
+            prepare=blended,
+            undefined=nothing_alone,
+        ),
+        Strategy(
+            "ogm_ge",
+            "as scratch, the leading modality's gradients held back (arXiv 2203.15332)",
+            stages=(Stage("joint", wrap=modulated, hooks=lambda fitting: [fitting.objective]),),
+            prepare=has_own_losses,
+            undefined=nothing_alone,
+        ),
+        single("image"),
+        single("text"),
+        Strategy("frozen_image", "control: as frozen, with every text empty", "pretrained", (Stage("fusion", NEW),), blank=("text",)),
+        Strategy("frozen_text", "control: as frozen, with every image empty", "pretrained", (Stage("fusion", NEW),), blank=("image",)),
+        Strategy("shuffled_pairs", "control: as scratch, on pairs dealt out anew", show=shuffled),
+        Strategy("blank_image", "control: as scratch, with every image empty", blank=("image",)),
+        Strategy("blank_text", "control: as scratch, with every text empty", blank=("text",)),
     )
 }
 DERIVED = {
-    "best_single": "control: the better of image_only and text_only, by validation",
-    "ensemble_single": "control: the mean of image_only's and text_only's log-probabilities",
+    combination.name: combination
+    for combination in (
+        Combination("best_single", "control: the better of image_only and text_only, by validation", better),
+        Combination("ensemble_single", "control: the mean of image_only's and text_only's log-probabilities", averaged),
+    )
 }
 
 
-def arm(name: str) -> Arm:
-    if name not in ARMS:
-        raise unknown("arm", name, [*ARMS, *DERIVED])
-    return ARMS[name]
+def arm(name: str) -> Strategy | Combination:
+    """An arm of the table by name. Raises MmkitError for a name that is not there, with the nearest one."""
+    table = ARMS | DERIVED
+    if name not in table:
+        raise unknown("arm", name, table)
+    return table[name]
+
+
+def suited(dataset: Dataset, name: str) -> Encoders:
+    """The encoders that the notebooks use: small ones for small images; for photos (96 pixels and more) the real ones wherever an arm starts
+    from given weights, and small ones on 64 pixels where it trains its own. Encoders that are fine-tuned see smaller photos, for time."""
+    if dataset.images.shape[1] < 96:
+        return Encoders()
+    strategy = ARMS.get(name)
+    if strategy and strategy.start == "pretrained" and not strategy.pretrains:
+        frozen = name == "frozen"
+        return Encoders(image="efficientnet_lite0", text="minilm", size=192 if frozen else 128, flip=frozen)
+    return Encoders(size=64)

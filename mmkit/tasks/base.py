@@ -1,21 +1,82 @@
-"""What `mmkit.strategies.fit` asks of a task besides its loss and its scores, and what most tasks answer."""
+"""What `mmkit.strategies.fit` asks of a task, and what most tasks answer."""
+
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mmkit.data import Dataset
+from mmkit.errors import MmkitError, unknown
+from mmkit.metrics import Score
+from mmkit.models.text import vocabulary
+from mmkit.training import Batch, Loader, Part, View, array_view, text_view
 
 
 class Task:
-    """modalities: those with a loss of their own. words: the task's own tokenizer, None for the encoders'. text_part: what makes, from the number of words,
-    the module it has in place of a text encoder. mined: what orders the pairs into batches of hard negatives."""
+    """Data, an objective and metrics.
 
+    name; metric: the score that chooses weights, higher is better; modalities: what a model of the task reads, by name: `text`, or an array of the data
+    set. alone: whether a single modality has an objective of its own. can_mine: whether batches of hard negatives can be made. words: the task's own
+    tokenizer, None for the encoders'. fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored."""
+
+    name = metric = ""
     modalities: tuple[str, ...] = ()
-    words = text_part = mined = None
+    alone = can_mine = False
+    fusion, language, role = "concat", "en", "caption"
+    words: Callable[[list[str]], Tensor] | None = None
+    limit: int | None = None
+    dataset: Dataset
 
     @property
     def tuned_as(self) -> str:
         """Where the table of tuned learning rates has this task."""
         return self.name
 
+    def settings(self) -> dict:
+        """The task's options, for a record."""
+        return {}
+
+    def own_parts(self, words) -> Mapping[str, Part]:
+        """Parts that the task brings itself, such as a decoder, by name."""
+        return {}
+
+    def build(self, parts: Mapping[str, nn.Module], *, seed: int) -> nn.Module:
+        """The model around encoders (and own parts), by name; its other first weights depend on the seed alone."""
+        raise self._lacks("build")
+
+    def objective(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of one batch."""
+        raise self._lacks("objective")
+
+    def scores(self, model: nn.Module, loader: Loader, rows: Tensor) -> dict[str, Score]:
+        """The metrics of some rows, in evaluation mode."""
+        raise self._lacks("scores")
+
+    def blank_scores(self, model: nn.Module, loader: Loader, rows: Tensor) -> dict[str, Score]:
+        """The metrics with modalities shown empty; none where that has no meaning."""
+        return {}
+
+    def loader(self, words: Callable | None = None, *, device: torch.device | None = None) -> Loader:
+        """The task's data by row. words: the tokenizer; None takes the task's own, or one of the set's unpaired texts."""
+        words = words or self.words or (vocabulary(self.dataset, self.language) if "text" in self.modalities else None)
+        views = {modality: self.view(modality, words) for modality in self.modalities}
+        return Loader(self.dataset, views, self.targets(words), device=device or torch.device("cpu"))
+
+    def view(self, modality: str, words) -> View:
+        """One modality of the task. Raises MmkitError for one that the data set does not have."""
+        if modality == "text":
+            return text_view(self.dataset, words, role=self.role, language=self.language)
+        if modality not in self.dataset.arrays:
+            raise unknown(f"modality of {self.dataset.name!r}", modality, [*self.dataset.arrays, "text"])
+        return array_view(self.dataset, modality)
+
+    def targets(self, words):
+        """What the loader hands on as the target: (N, ...), one per task by name, a View, or None."""
+        return None
+
     def rows(self, split: str) -> Tensor:
         """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
         return torch.from_numpy(self.dataset.rows(split))[: self.limit]
+
+    def _lacks(self, method: str) -> MmkitError:
+        return MmkitError(f"the task {self.name or type(self).__name__!r} has no {method}: write it, as mmkit.tasks.Answering does")

@@ -1,6 +1,7 @@
 """Captioning: say what an image shows, scored against what people said."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,8 @@ from mmkit.models import WordTokenizer
 from mmkit.models.captioner import DECODERS, END, Captioner
 from mmkit.models.decoding import Beams, beam_search
 from mmkit.tasks.base import Task
-from mmkit.training import Inputs, seeded
+from mmkit.training import Batch, Loader, View, seeded, text_view
+from mmkit.training.pretext import NextWord, Part
 
 COLOUR, SHAPE = "red|green|blue|yellow|purple|cyan", "circle|square|cross|diamond"
 FACTS = {  # of a caption of `scenes`, whatever its wording
@@ -32,7 +34,7 @@ class Captioning(Task):
     counts both. captions: how many of an image's captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
     """
 
-    name, metric, fusion, language = "captioning", "cider_d", "cross_attention", "en"
+    name, metric, fusion, language, modalities = "captioning", "cider_d", "cross_attention", "en", ("image",)
 
     def __init__(
         self, dataset: Dataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,
@@ -53,25 +55,34 @@ class Captioning(Task):
         names = ("role", "decoder", "dim", "norm", "dropout", "label_smoothing", "captions", "length", "min_count", "beams", "length_penalty", "limit")
         return {name: getattr(self, name) for name in names} | {"text": "none: the decoder has its own words", "vocabulary": len(self.words), **self.words.left_out}
 
-    def text_part(self, words: int) -> nn.Module:
-        """The decoder, which stands where other tasks have a text encoder."""
-        return DECODERS[self.decoder](words, dim=self.dim, length=self.length, dropout=self.dropout)
+    def own_parts(self, words) -> dict[str, Part]:
+        """The decoder, which learns the next word of texts without images when it is pretrained."""
 
-    def build(self, image: nn.Module, decoder: nn.Module, *, seed: int) -> Captioner:
-        return seeded(seed, "head", Captioner, image, decoder, dropout=self.dropout, norm=self.norm)
+        def decoder() -> nn.Module:
+            return DECODERS[self.decoder](len(words), dim=self.dim, length=self.length, dropout=self.dropout)
 
-    def loss(self, model: Captioner, inputs: Inputs, rows: Tensor, generator: torch.Generator) -> Tensor:
-        if inputs.blank == "text":
-            raise MmkitError("'blank_text' is not defined for captioning: without captions there is nothing to learn")
-        texts = torch.cat([inputs.one_text(rows, generator) for _ in range(self.captions)])
-        return model(inputs.image(rows), inputs.text(texts), label_smoothing=self.label_smoothing)
+        return {"text": Part(decoder, NextWord, self.role)}
 
-    def say(self, model: Captioner, inputs: Inputs, rows: Tensor, *, batch: int = 64, **options) -> tuple[list[str], Beams]:
+    def build(self, parts: Mapping[str, nn.Module], *, seed: int) -> Captioner:
+        (modality,) = self.modalities
+        return seeded(seed, "head", Captioner, modality, parts[modality], parts["text"], dropout=self.dropout, norm=self.norm)
+
+    def loader(self, words=None, *, device: torch.device | None = None) -> Loader:
+        return replace(super().loader(words, device=device), targets=self.captions)
+
+    def targets(self, words) -> View:
+        return text_view(self.dataset, self.words, role=self.role, language=self.language)
+
+    def objective(self, model: Captioner, batch: Batch) -> Tensor:
+        return model(batch.inputs, batch.target, label_smoothing=self.label_smoothing)
+
+    def say(self, model: Captioner, loader: Loader, rows: Tensor, *, batch: int = 64, **options) -> tuple[list[str], Beams]:
         """The best caption of each row, and for the last batch all beams. options: of `beam_search`, by default the task's."""
         options = {"beams": self.beams, "length_penalty": self.length_penalty, **options}
+        (modality,) = self.modalities
         said = []
         for part in rows.split(batch):
-            found = beam_search(model, inputs.image(part), **options)
+            found = beam_search(model, {modality: loader.input(modality, part)}, **options)
             said += map(self.text, found.ids[:, 0])
         return said, found
 
@@ -83,15 +94,15 @@ class Captioning(Task):
         texts, owner = self.dataset.texts_of(rows.numpy(), role=self.role)
         return [list(part) for part in np.split(np.array(texts, dtype=object), np.searchsorted(owner, np.arange(1, len(rows))))]
 
-    def scores(self, model: Captioner, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+    def scores(self, model: Captioner, loader: Loader, rows: Tensor) -> dict[str, Score]:
         """The metrics of captioning; on `scenes` also `facts`, the share of the scene's facts told right, `exact`, all of them, and each by its name."""
-        said, references, clusters = self.say(model, inputs, rows)[0], self.references(rows), self.dataset.clusters(rows.numpy())
+        said, references, clusters = self.say(model, loader, rows)[0], self.references(rows), self.dataset.clusters(rows.numpy())
         scores = caption_scores(said, references, clusters)
         return scores | (fact_scores(said, references, clusters) if self.dataset.name == "scenes" else {})
 
-    def blank_scores(self, model: Captioner, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+    def blank_scores(self, model: Captioner, loader: Loader, rows: Tensor) -> dict[str, Score]:
         """What is said of an empty image: how much is habit of language."""
-        scores = self.scores(model, replace(inputs, blank="image"), rows)
+        scores = self.scores(model, loader.blanked("image"), rows)
         return {f"blank_image/{name}": scores[name] for name in ("bleu_4", "cider_d", "exact") if name in scores}
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, at_threshold, auroc, average_precision, brier, calibration_error, threshold
 from mmkit.tasks.answering import Answering
-from mmkit.training import Inputs, stream
+from mmkit.training import Loader, stream
 
 
 class Diagnosis(Answering):
@@ -41,23 +40,25 @@ class Diagnosis(Answering):
     def settings(self) -> dict:
         return {**super().settings(), "positive": self.positive, "specificity": self.specificity}
 
-    def margin(self, model: nn.Module, inputs: Inputs, rows: Tensor) -> np.ndarray:
+    def margin(self, model: nn.Module, loader: Loader, rows: Tensor) -> np.ndarray:
         """(B,) the logit of the positive class minus that of the other: the log-odds the model gives."""
-        logits = self.logits(model, inputs, rows).double()
+        logits = self.logits(model, loader, rows).double()
         return (logits[:, 1] - logits[:, 0]).numpy()
 
-    def scores(self, model: nn.Module, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+    def scores(self, model: nn.Module, loader: Loader, rows: Tensor) -> dict[str, Score]:
         """AUROC, average precision, Brier score, calibration error; sensitivity and specificity at the threshold that validation chooses."""
-        margin, validation = self.margin(model, inputs, rows), self.rows("val")
-        held = margin if torch.equal(rows, validation) else self.margin(model, inputs, validation)
+        margin, validation = self.margin(model, loader, rows), self.rows("val")
+        held = margin if torch.equal(rows, validation) else self.margin(model, loader, validation)
         cut = threshold(held, self.target[validation].numpy(), specificity=self.specificity)
         given, chance = self._given(rows), 1 / (1 + np.exp(-margin))
         ranked = {score.__name__: score(margin, *given) for score in (auroc, average_precision)}
         return ranked | {score.__name__: score(chance, *given) for score in (brier, calibration_error)} | at_threshold(margin, *given, threshold=cut)
 
-    def blank_scores(self, model: nn.Module, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
+    def blank_scores(self, model: nn.Module, loader: Loader, rows: Tensor) -> dict[str, Score]:
         """AUROC with one modality shown empty, and with the texts of others."""
-        shown = {f"blank_{m}": replace(inputs, blank=m) for m in self.modalities} | {"shuffled_text": inputs.shuffled(rows, stream(0, "texts of others"))}
+        shown = {f"blank_{m}": loader.blanked(m) for m in self.modalities}
+        if len(self.modalities) > 1:
+            shown["shuffled_text"] = loader.shuffled(rows, stream(0, "texts of others"))
         return {f"{name}/auroc": auroc(self.margin(model, seen, rows), *self._given(rows)) for name, seen in shown.items()}
 
     def _given(self, rows: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Retrieval: find an image's captions, and a caption's image."""
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from mmkit.core import contrastive_loss, sigmoid_loss, topk
 from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, mean_average_precision, retrieval_scores
-from mmkit.models.fusion import DualEncoder
+from mmkit.models import DualEncoder
 from mmkit.tasks.base import Task
-from mmkit.training import Inputs, seeded
+from mmkit.training import Batch, Loader, Phase, flops_of, seeded, stream
 
 OBJECTIVES = ("infonce", "sigmoid", "hinge", "hardest")
 NEIGHBOURS = 20
@@ -25,6 +26,7 @@ class Retrieval(Task):
     (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from 0.07 on. margin: of the hinge losses, on the cosine."""
 
     name, metric, fusion = "retrieval", "recall@1", "dual"
+    modalities, can_mine = ("image", "text"), True
 
     def __init__(self, dataset: Dataset, *, role: str = "caption", language: str = "en", objective: str = "infonce", temperature: float | None = None, margin: float = 0.2,
                  dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
@@ -33,61 +35,63 @@ class Retrieval(Task):
         if margin <= 0 or (temperature is not None and temperature <= 0):
             raise MmkitError(f"margin and temperature are above 0, got margin={margin} and temperature={temperature}: take for example 0.2 and 0.07")
         self.dataset, self.role, self.language, self.limit = dataset, role, language, limit
-        self.objective, self.temperature, self.margin = objective, temperature, margin
+        self.objective_name, self.temperature, self.margin = objective, temperature, margin
         self.dim, self.hidden, self.dropout, self.norm = dim, hidden, dropout, norm
 
     @property
     def tuned_as(self) -> str:
         """Where the table of tuned learning rates has this task: each objective is tuned by itself."""
-        return self.name if self.objective == "infonce" else f"{self.name}, {self.objective}"
+        return self.name if self.objective_name == "infonce" else f"{self.name}, {self.objective_name}"
 
     def settings(self) -> dict:
-        given = ("role", "language", "fusion", "objective", "temperature", "margin", "dim", "hidden", "dropout", "norm", "limit")
-        return {name: getattr(self, name) for name in given}
+        given = ("role", "language", "fusion", "temperature", "margin", "dim", "hidden", "dropout", "norm", "limit")
+        return {name: getattr(self, name) for name in given} | {"objective": self.objective_name}
 
-    def build(self, image: nn.Module, text: nn.Module, *, seed: int) -> DualEncoder:
+    def build(self, parts: Mapping[str, nn.Module], *, seed: int) -> DualEncoder:
         """The first weights depend on the seed alone; the sigmoid loss starts from its paper's scale 10 and bias -10."""
-        model = seeded(seed, "head", DualEncoder, image, text, dim=self.dim, hidden=self.hidden, dropout=self.dropout, norm=self.norm)
-        if self.objective == "sigmoid":
+        options = {"dim": self.dim, "hidden": self.hidden, "dropout": self.dropout, "norm": self.norm}
+        model = seeded(seed, "head", DualEncoder, parts, **options)
+        if self.objective_name == "sigmoid":
             nn.init.constant_(model.head.logit_scale, math.log(10))
-            model.head.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)))
+            model.head.logit_bias = nn.Parameter(torch.tensor(-10.0))
         return model
 
-    def loss(self, model: DualEncoder, inputs: Inputs, rows: Tensor, generator: torch.Generator) -> Tensor:
-        image, text = model(inputs.image(rows), inputs.text(inputs.one_text(rows, generator)))
-        if self.objective == "infonce":
+    def objective(self, model: DualEncoder, batch: Batch) -> Tensor:
+        image, text = model(batch.inputs).values()
+        if self.objective_name == "infonce":
             return contrastive_loss(image, text, 1 / self.temperature if self.temperature else model.logit_scale)
-        if self.objective == "sigmoid":
+        if self.objective_name == "sigmoid":
             return sigmoid_loss(image, text, model.logit_scale, model.head.logit_bias)
-        return hinge_loss(image, text, margin=self.margin, hardest=self.objective == "hardest")
+        return hinge_loss(image, text, margin=self.margin, hardest=self.objective_name == "hardest")
 
     @torch.inference_mode()
-    def embeddings(self, model: DualEncoder, inputs: Inputs, rows: Tensor, *, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+    def embeddings(self, model: DualEncoder, loader: Loader, rows: Tensor, *, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, E), all their captions (M, E) and each caption's owner (M,), in evaluation mode."""
         model.eval()
-        texts, owner = inputs.all_texts(rows)
-        image = torch.cat([model.embed_image(inputs.image(part)).cpu() for part in rows.split(batch)])
-        return image, torch.cat([model.embed_text(inputs.text(part)).cpu() for part in texts.split(batch)]), owner
+        entries, owner = loader.entries("text", rows)
+        image = [model.embed("image", loader.input("image", part)).cpu() for part in rows.split(batch)]
+        text = [model.embed("text", loader.of_entries("text", part)).cpu() for part in entries.split(batch)]
+        return torch.cat(image), torch.cat(text), owner
 
-    def mined(self, model: DualEncoder, inputs: Inputs, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless batches of `size` rows; in each pass a row is followed by the one whose caption `model`, as it is now, takes for its own most (of those left)."""
-        image, text, owner = self.embeddings(model, inputs, rows)
-        near = owner[topk(image, text, min(NEIGHBOURS, len(text)))[1]].tolist()
+    def mined(self, fitting) -> Callable[[torch.Generator], Tensor]:
+        """The order of batches of hard negatives: a row is followed by the one whose caption the model, as it is now, takes for its own most (of those left).
 
-        def endless() -> Iterator[Tensor]:
-            while True:
-                order = rows[_walk(near, generator)]
-                yield from order[: len(order) - len(order) % size].split(size)
+        fitting: the run, which pays for the search."""
+        started = time.perf_counter()
+        near: list[list[int]] = []
 
-        return endless()
+        def search() -> None:
+            image, text, owner = self.embeddings(fitting.model, fitting.loader, fitting.rows)
+            near.extend(owner[topk(image, text, min(NEIGHBOURS, len(text)))[1]].tolist())
 
-    def scores(self, model: DualEncoder, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
-        given, clusters = self.embeddings(model, inputs, rows), self.dataset.clusters(rows.numpy())
+        flops = flops_of(search)
+        fitting.cost.phases["mining for mined"] = Phase(flops=flops, seconds=time.perf_counter() - started)
+        walk = stream(fitting.seed, "mined")
+        return lambda _: fitting.rows[_walk(near, walk)]
+
+    def scores(self, model: DualEncoder, loader: Loader, rows: Tensor) -> dict[str, Score]:
+        given, clusters = self.embeddings(model, loader, rows), self.dataset.clusters(rows.numpy())
         return retrieval_scores(*given, clusters=clusters) | mean_average_precision(*given, clusters=clusters)
-
-    def blank_scores(self, model: DualEncoder, inputs: Inputs, rows: Tensor) -> dict[str, Score]:
-        """None: without one side there is nothing to rank."""
-        return {}
 
 
 def hinge_loss(image: Tensor, text: Tensor, *, margin: float = 0.2, hardest: bool = False) -> Tensor:

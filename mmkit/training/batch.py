@@ -42,7 +42,8 @@ class View:
     """One modality of a data set, by entry.
 
     name: the modality in words, for messages. start: (N + 1,) where each item's entries begin. read: entries (B,) -> raw input (B, ...). empty: raw input -> the same without content.
-    required: an item without an entry is an error; otherwise it is shown an empty one.
+    lengths: (M,) of texts, so that those of one length can be encoded together. required: an item without an entry is an error; otherwise it is
+    shown an empty one.
     features, position: what a frozen encoder made of some entries, and (M,) where each of them stands there."""
 
     dataset: Dataset
@@ -50,6 +51,7 @@ class View:
     start: Tensor
     read: Callable[[Tensor], Tensor]
     empty: Callable[[Tensor], Tensor]
+    lengths: Tensor | None = None
     required: bool = True
     features: Encoded | None = None
     position: Tensor | None = None

@@ -36,7 +36,7 @@ class Checkpoint:
         self._require_same(notes["about"])
         _restore(state, phase, batches, tensors, notes)
         print(f"going on from step {notes['step']} of {state.steps} ({self.path.name})")
-        return notes["step"]
+        return state.steps if state.stop else notes["step"]
 
     def keep(self, state, phase, batches) -> None:
         """Write the file beside and move it into place, so that a kill leaves the one before."""

@@ -1,6 +1,10 @@
-"""Self-supervised pretraining of one modality, on data that is not paired."""
+"""Pretext tasks: what an encoder can learn from its own modality, on data that is not paired.
 
-from collections.abc import Callable
+A pretext task is a module around an encoder: (raw input, generator) -> scalar loss.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +13,22 @@ from torch.nn import functional as F
 from mmkit.models.captioner import caption_loss
 from mmkit.models.text import MASK, PAD
 from mmkit.models.vision import scaled
-from mmkit.training import Phase, batches, seeded, stream, train
+from mmkit.training.batch import Batch, batches
+from mmkit.training.cost import Phase
+from mmkit.training.loop import train
+from mmkit.training.seeds import seeded, stream
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that a run makes: an encoder of a modality, or a task's own decoder.
+
+    build: () -> the module, its first weights drawn from the global generator. pretext: module -> its pretext task (`mmkit.training.pretext`),
+    None for a part that cannot be pretrained alone. role: the texts it learns from, None for every role."""
+
+    build: Callable[[], nn.Module]
+    pretext: Callable[[nn.Module], nn.Module] | None = None
+    role: str | None = None
 
 
 class Reconstruction(nn.Module):
@@ -51,24 +70,32 @@ class NextWord(nn.Module):
 
     def __init__(self, decoder: nn.Module):
         super().__init__()
-        self.decoder = decoder
+        self.encoder = decoder
 
     def forward(self, ids: Tensor, generator: torch.Generator) -> Tensor:
-        return caption_loss(self.decoder, None, ids)
+        return caption_loss(self.encoder, None, ids)
 
 
-def pretrain(objective: nn.Module, take: Callable[[Tensor], Tensor], rows: Tensor, *, epochs: int, batch: int, lr: float, seed: int, where: str) -> tuple[Phase, list[dict]]:
-    """Train an objective, and with it its encoder, on `take(rows)`; nothing of the other modality is seen."""
-    order, noise = stream(seed, f"{where}/order"), stream(seed, f"{where}/mask")
+def pretrain(
+    pretext: nn.Module,
+    take: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    where: str,
+) -> tuple[Phase, list[dict]]:
+    """Train a pretext task, and with it its encoder, on `take(rows)`; nothing of another modality is seen."""
+    noise = stream(seed, f"{where}/mask")
     steps = max(1, epochs * (len(rows) // min(batch, len(rows))))
-    return seeded(seed, f"{where}/dropout", train, objective, lambda part: objective(take(part), noise), batches(rows, batch, order), steps=steps, lr=lr, where=where)
 
+    def shown() -> Iterator[Batch]:
+        for part in batches(rows, batch, stream(seed, f"{where}/order")):
+            yield Batch(part, {"raw": take(part)})
 
-def image_objective(encoder: nn.Module, *, seed: int) -> Reconstruction:
-    return seeded(seed, "reconstruction", Reconstruction, encoder)
+    def objective(model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch.inputs["raw"], noise)
 
-
-def text_objective(encoder: nn.Module, vocabulary: int, *, seed: int) -> MaskedLanguageModel:
-    if hasattr(encoder, "remember"):
-        return NextWord(encoder)
-    return seeded(seed, "masked language model", MaskedLanguageModel, encoder, vocabulary)
+    return seeded(seed, f"{where}/dropout", train, pretext, objective, shown(), steps=steps, lr=lr, where=where)

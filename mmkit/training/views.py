@@ -20,7 +20,11 @@ def array_view(dataset: Dataset, name: str, *, required: bool = True) -> View:
     rows = torch.from_numpy(np.asarray(dataset.array_rows(name)))
     start = torch.cat([torch.zeros(1, dtype=torch.int64), (rows >= 0).cumsum(0)])
     item = (rows >= 0).nonzero()[:, 0]
-    return View(dataset, name, start, lambda entries: dataset.read(name, item[entries].numpy()), _empty_array, required)
+
+    def read(entries: Tensor) -> Tensor:
+        return dataset.read(name, item[entries].numpy())
+
+    return View(dataset, name, start, read, _empty_array, required=required)
 
 
 def text_view(dataset: Dataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str, required: bool = True) -> View:
@@ -31,9 +35,15 @@ def text_view(dataset: Dataset, tokenizer: Callable[[list[str]], Tensor], *, rol
     if key not in cached:
         texts, owner = dataset.texts_of(np.arange(len(dataset)), role=role, language=language)
         start = torch.searchsorted(torch.from_numpy(owner), torch.arange(len(dataset) + 1))
-        cached[key] = tokenizer(texts), start
-    ids, start = cached[key]
-    return View(dataset, f"text of role {role!r} in {language!r}", start, lambda entries: cut(ids[entries]), _empty_ids, required)
+        ids = tokenizer(texts)
+        cached[key] = ids, ids.ne(0).sum(1), start
+    ids, lengths, start = cached[key]
+
+    def read(entries: Tensor) -> Tensor:
+        return cut(ids[entries])
+
+    name = f"text of role {role!r} in {language!r}"
+    return View(dataset, name, start, read, _empty_ids, lengths, required)
 
 
 def cut(ids: Tensor) -> Tensor:
