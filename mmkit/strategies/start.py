@@ -62,7 +62,7 @@ def pretrained_in_place(
         remedy = f"Part(build, pretext), see mmkit.training.pretext, or start={{{modality!r}: 'random'}}"
         raise MmkitError(f"the {modality} part has no pretext task to be pretrained by: give it one, {remedy}")
     take, count, content = pool(task, modality, words, role=part.role)
-    pretext = seeded(seed, {"image":"reconstruction","text":"masked language model"}.get(modality,modality), part.pretext, module)
+    pretext = seeded(seed, f"{modality} pretext", part.pretext, module)
     where = f"pretraining the {modality} encoder"
     options = {"epochs": encoders.epochs, "batch": encoders.batch, "lr": encoders.lr, "seed": seed, "where": where}
     about = {"what": "pretrained part", "code": sources(), "pool": content, "task": repr(pretext), "weights": digest(pretext), **options}

@@ -11,7 +11,9 @@ from mmkit.errors import MmkitError, unknown
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters whose names match a pattern (`*`, `head.*`, `*lora_*`). lr: a multiple of the run's learning rate."""
+    """Parameters whose names match a pattern (`*`, `head.*`, `*lora_*`). lr: a multiple of the run's learning rate.
+
+    weight_decay: of matrices; biases, gains and scales (one dimension or none) are exempt."""
 
     match: str = "*"
     lr: float = 1.0
@@ -56,7 +58,11 @@ def parameter_groups(model: nn.Module, groups: Sequence[Group], lr: float) -> li
     made = []
     for group, parameters in members.items():
         rate = lr * group.lr
-        made.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": group.weight_decay})
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+        for chosen, decay in ((matrices, group.weight_decay), (vectors, 0.0)):
+            if chosen:
+                made.append({"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": decay})
     return made
 
 
