@@ -15,8 +15,8 @@ from mmkit.models.text import UNKNOWN
 
 
 class Beams(NamedTuple):
-    """The K captions found for each image, best first: ids (N, K, L), padded with END; attention (N, K, L, T) of each word;
-    score (N, K), the log-probability of words and end over their number to the power of the length penalty."""
+    """The K captions found for each image, best first: ids (N, K, L), padded with END; attention (N, K, L, T) of each
+    word; score (N, K), the log-probability of words and end over their number to the power of the length penalty."""
 
     ids: Tensor
     attention: Tensor
@@ -24,36 +24,53 @@ class Beams(NamedTuple):
 
 
 @torch.inference_mode()
-def beam_search(model: Captioner, inputs: Inputs, *, beams: int = 3, length_penalty: float = 0.5, length: int | None = None) -> Beams:
+def beam_search(
+    model: Captioner, inputs: Inputs, *, beams: int = 3, length_penalty: float = 0.5, length: int | None = None
+) -> Beams:
     """The `beams` best captions of each image, at most `length` words long (default: the decoder's).
 
-    Every step keeps the K best of all continuations by score, in which captions that have ended stay as they are; an image whose K captions have
-    all ended is done. length_penalty: 0 compares log-probabilities, which favours short captions; 1 compares their mean over words (compare GNMT,
-    arXiv 1609.08144). A word the vocabulary lacks is never said. Raises MmkitError for options out of range.
+    Every step keeps the K best of all continuations by score, in which captions that have ended stay as they are; an
+    image whose K captions have all ended is done. length_penalty: 0 compares log-probabilities, which favours short
+    captions; 1 compares their mean over words (compare GNMT, arXiv 1609.08144). A word the vocabulary lacks is never
+    said. Raises MmkitError for options out of range.
     """
     decoder, memory, state = model.head, model.eval().memory(inputs), None
     length = decoder.length if length is None else length
     if not 1 <= length <= decoder.length or beams < 1 or length_penalty < 0:
-        raise MmkitError(f"beam search needs 1 <= length <= {decoder.length}, beams >= 1 and length_penalty >= 0, got {length}, {beams} and {length_penalty}")
+        raise MmkitError(
+            f"beam search needs 1 <= length <= {decoder.length}, beams >= 1 and length_penalty >= 0, got {length}, {beams} and {length_penalty}"
+        )
     active = torch.arange(len(memory[0]), device=memory[0].device)
     memory = [x.repeat_interleave(beams, 0) for x in memory]
     words, seen = active.new_full((len(active), beams, 1), START), None
-    total, size = torch.full((len(active), beams), -torch.inf, device=active.device), active.new_zeros(len(active), beams)
+    total, size = (
+        torch.full((len(active), beams), -torch.inf, device=active.device),
+        active.new_zeros(len(active), beams),
+    )
     total[:, 0] = 0  # the other beams are copies of the first until its words differ
     ended, found = torch.zeros_like(size, dtype=torch.bool), None
     while len(active):
         step = decoder(words[..., -1].flatten()[:, None], memory, state)
         now = step.attention.unflatten(0, (-1, beams))
         seen = now if seen is None else torch.cat([seen, now], dim=2)
-        found = found or Beams(words.new_full((*total.shape, length + 1), END), seen.new_zeros(*total.shape, length + 1, seen.shape[3]), torch.zeros_like(total))
-        chances = _chances(decoder.out(step.hidden[:, 0]).unflatten(0, (-1, beams)), ended, last=words.shape[2] > length)
+        found = found or Beams(
+            words.new_full((*total.shape, length + 1), END),
+            seen.new_zeros(*total.shape, length + 1, seen.shape[3]),
+            torch.zeros_like(total),
+        )
+        chances = _chances(
+            decoder.out(step.hidden[:, 0]).unflatten(0, (-1, beams)), ended, last=words.shape[2] > length
+        )
         sums, size = total[..., None] + chances, size + ~ended
         score, best = (sums / size[..., None] ** length_penalty).flatten(1).topk(beams, dim=1)
         parent, word = best // chances.shape[2], (best % chances.shape[2]).masked_fill(score.isneginf(), END)
         total, words = sums.flatten(1).gather(1, best), torch.cat([_take(words, parent), word[..., None]], dim=2)
         size, seen, ended = _take(size, parent), _take(seen, parent), word == END
         over, going = ended.all(1), (~ended.all(1)).nonzero()[:, 0]
-        found.ids[active[over], :, : seen.shape[2]], found.attention[active[over], :, : seen.shape[2]] = words[over, :, 1:], seen[over]
+        found.ids[active[over], :, : seen.shape[2]], found.attention[active[over], :, : seen.shape[2]] = (
+            words[over, :, 1:],
+            seen[over],
+        )
         found.score[active[over]] = score[over]
         rows = (parent + beams * torch.arange(len(parent), device=parent.device)[:, None])[going].flatten()
         state, memory = [x[rows] for x in step.state], [x[rows] for x in memory] if over.any() else memory
@@ -63,7 +80,8 @@ def beam_search(model: Captioner, inputs: Inputs, *, beams: int = 3, length_pena
 
 
 def _chances(logits: Tensor, ended: Tensor, *, last: bool) -> Tensor:
-    """Log-probabilities (N, K, V) of the next word; after an end only END, for nothing; after the last word only END, at its price."""
+    """Log-probabilities (N, K, V) of the next word; after an end only END, for nothing; after the last word only END,
+    at its price."""
     logits = logits.float()
     logits[..., [UNKNOWN, START]] = -torch.inf
     chances = torch.log_softmax(logits, -1)

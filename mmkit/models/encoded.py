@@ -1,6 +1,7 @@
 """What an encoder hands on.
 
-Legend used in this room: B batch, C channels, H and W pixels, L text length, T tokens, D width of a token, S width of a summary.
+Legend used in this room: B batch, C channels, H and W pixels, L text length, T tokens, D width of a token, S width
+of a summary.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,5 @@
-"""A frozen image encoder on a CPU, computed by ONNX Runtime where that is installed: the same features in a third of PyTorch's time."""
+"""A frozen image encoder on a CPU, computed by ONNX Runtime where that is installed: the same features in a third of
+PyTorch's time."""
 
 import hashlib
 import io
@@ -19,8 +20,9 @@ TOLERANCE = 1e-3  # relative difference of the maps that is still the same encod
 
 @contextmanager
 def quick(encoder: nn.Module, count: int) -> Iterator[str]:
-    """Within the block an `EfficientNetLite0` on a CPU takes its maps from ONNX Runtime, if it is to encode `count` >= 1000 images. Yields what
-    computes them, with the reason; prints it where there was a choice. Falls back to PyTorch when ONNX Runtime is missing or its maps differ."""
+    """Within the block an `EfficientNetLite0` on a CPU takes its maps from ONNX Runtime, if it is to encode `count` >=
+    1000 images. Yields what computes them, with the reason; prints it where there was a choice. Falls back to
+    PyTorch when ONNX Runtime is missing or its maps differ."""
     if not isinstance(encoder, EfficientNetLite0) or next(encoder.parameters()).device.type != "cpu" or count < FEWEST:
         yield "PyTorch: the other way is for many images, an EfficientNet-Lite0 and a CPU"
         return
@@ -45,12 +47,17 @@ def quick(encoder: nn.Module, count: int) -> Iterator[str]:
 
 
 def _session(encoder: EfficientNetLite0):
-    """The encoder's body, (B, 3, S, S) to (B, D, H, W), as ONNX Runtime runs it. The exported network is kept in the cache by its weights."""
+    """The encoder's body, (B, 3, S, S) to (B, D, H, W), as ONNX Runtime runs it. The exported network is kept in the
+    cache by its weights."""
     import onnxruntime
 
-    weights = hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in encoder.body.state_dict().values())).hexdigest()
+    weights = hashlib.sha256(
+        b"".join(x.contiguous().numpy().tobytes() for x in encoder.body.state_dict().values())
+    ).hexdigest()
     versions = {name: metadata.version(name) for name in ("torch", "timm", "onnxscript")}
-    network = cached({"what": "onnx", "weights": weights, "size": encoder.size, **versions}, lambda: {"network": _exported(encoder)})["network"]
+    network = cached(
+        {"what": "onnx", "weights": weights, "size": encoder.size, **versions}, lambda: {"network": _exported(encoder)}
+    )["network"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(network.numpy().tobytes(), options, providers=["CPUExecutionProvider"])
@@ -70,5 +77,7 @@ def _exported(encoder: EfficientNetLite0) -> Tensor:
     """The bytes of the network, any number of images of the encoder's size: uint8."""
     x = torch.zeros(2, 3, encoder.size, encoder.size)
     file = io.BytesIO()
-    torch.onnx.export(_Maps(encoder.body).eval(), (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False).save(file)
+    torch.onnx.export(
+        _Maps(encoder.body).eval(), (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
+    ).save(file)
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)

@@ -29,7 +29,8 @@ class Concat(nn.Module):
 
 
 class Product(nn.Module):
-    """Summaries mapped to one width, beside the elementwise product of each two (Hadamard pooling, arXiv 1610.04325): -> (B, D).
+    """Summaries mapped to one width, beside the elementwise product of each two (Hadamard pooling, arXiv 1610.04325):
+    -> (B, D).
 
     The product lets one hidden layer hold a relation between two modalities that a sum of two maps cannot."""
 
@@ -38,9 +39,13 @@ class Product(nn.Module):
         self.dim = dim
         self.layers = nn.ModuleDict()
         for modality, encoder in encoders.items():
-            self.layers[modality] = nn.Sequential(nn.LayerNorm(encoder.summary_dim), nn.Linear(encoder.summary_dim, dim))
+            self.layers[modality] = nn.Sequential(
+                nn.LayerNorm(encoder.summary_dim), nn.Linear(encoder.summary_dim, dim)
+            )
         count = len(self.layers)
-        self.mlp = nn.Sequential(nn.Linear((count + count * (count - 1) // 2) * dim, dim), nn.GELU(), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear((count + count * (count - 1) // 2) * dim, dim), nn.GELU(), nn.Dropout(dropout)
+        )
 
     def forward(self, encoded: Mapping[str, Encoded]) -> Tensor:
         mapped = [layer(encoded[modality].summary) for modality, layer in self.layers.items()]
@@ -49,12 +54,15 @@ class Product(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens of the last modality ask, tokens of the others answer; the mean of the answers goes on with the others' summaries: -> (B, D)."""
+    """Tokens of the last modality ask, tokens of the others answer; the mean of the answers goes on with the others'
+    summaries: -> (B, D)."""
 
     def __init__(self, encoders: Mapping[str, nn.Module], *, dim: int = 128, heads: int = 4, dropout: float = 0.0):
         super().__init__()
         if len(encoders) < 2:
-            raise MmkitError(f"cross-attention needs two modalities or more, got {', '.join(encoders)}: take fusion='concat'")
+            raise MmkitError(
+                f"cross-attention needs two modalities or more, got {', '.join(encoders)}: take fusion='concat'"
+            )
         self.dim = dim
         *others, self.asking = encoders
         width = encoders[self.asking].dim
@@ -85,7 +93,8 @@ FUSIONS = {"concat": Concat, "product": Product, "cross_attention": CrossAttenti
 
 
 def fusion(name: str, encoders: Mapping[str, nn.Module], **options) -> nn.Module:
-    """A fusion module by name. One modality has nothing to be fused with: it goes through `Concat`'s hidden layer. Raises MmkitError for an unknown name."""
+    """A fusion module by name. One modality has nothing to be fused with: it goes through `Concat`'s hidden layer.
+    Raises MmkitError for an unknown name."""
     if name not in FUSIONS:
         raise unknown("fusion", name, FUSIONS)
     kind = FUSIONS[name] if len(encoders) > 1 else Concat

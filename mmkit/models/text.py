@@ -15,14 +15,28 @@ PAD, UNKNOWN, MASK = 0, 1, 2
 
 
 class WordTokenizer:
-    """Lower-cased words and punctuation to ids; 0 pads, 1 is unknown, 2 masks. split: another way to make words of a text."""
+    """Lower-cased words and punctuation to ids; 0 pads, 1 is unknown, 2 masks. split: another way to make words of a
+    text."""
 
-    def __init__(self, corpus: Iterable[str], *, max_words: int = 8000, length: int = 32, min_count: int = 1, split: Callable[[str], list[str]] | None = None):
+    def __init__(
+        self,
+        corpus: Iterable[str],
+        *,
+        max_words: int = 8000,
+        length: int = 32,
+        min_count: int = 1,
+        split: Callable[[str], list[str]] | None = None,
+    ):
         self.length, self.split = length, split
         self._tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         self._tokenizer.normalizer = normalizers.Lowercase()
         self._tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if split else pre_tokenizers.Whitespace()
-        trainer = trainers.WordLevelTrainer(vocab_size=max_words, min_frequency=min_count, special_tokens=["[PAD]", "[UNK]", "[MASK]"], show_progress=False)
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=max_words,
+            min_frequency=min_count,
+            special_tokens=["[PAD]", "[UNK]", "[MASK]"],
+            show_progress=False,
+        )
         self._tokenizer.train_from_iterator(self._texts(corpus), trainer)
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(pad_id=PAD)
@@ -47,7 +61,8 @@ _vocabularies: dict[tuple[str, str], WordTokenizer] = {}
 
 
 def vocabulary(dataset: Dataset, language: str = "en") -> WordTokenizer:
-    """The words of a set's unpaired texts (the training texts of a set without a pool), of every role. Made once per data set."""
+    """The words of a set's unpaired texts (the training texts of a set without a pool), of every role. Made once per
+    data set."""
     key = (dataset.content, language)
     if key not in _vocabularies:
         splits = dataset.items["split"].to_numpy()[dataset.texts["item"].to_numpy()]

@@ -12,11 +12,16 @@ from mmkit.models.layers import Transformer
 def scaled(pixels: Tensor, size: int) -> Tensor:
     """uint8 (B, 3, H, W) -> float (B, 3, size, size) in [-1, 1], averaged down where the image is larger."""
     x = torch.div(pixels, 127.5).sub_(1)
-    return x if x.shape[-2:] == (size, size) else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return (
+        x
+        if x.shape[-2:] == (size, size)
+        else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    )
 
 
 class CNN(nn.Module):
-    """Convolutions down to a 4 x 4 grid of tokens; the summary is a linear map of the whole grid, so it knows where things are.
+    """Convolutions down to a 4 x 4 grid of tokens; the summary is a linear map of the whole grid, so it knows where
+    things are.
 
     size: a power of two, at least 16; larger images are averaged down to it."""
 

@@ -14,7 +14,11 @@ HEAD = (Group("head.*"),)
 
 FUSION_THEN_ALL = (Stage("fusion", NEW, 0.3), Stage("joint", share=0.7))
 HEAD_THEN_ALL = (Stage("head", HEAD, 0.3), Stage("joint", share=0.7))
-TOWER = {"L": "locked", "U": "pretrained", "u": "random"}  # LiT's letters, the image tower's first; UU is `holistic`, LL `frozen`, uu `scratch`
+TOWER = {
+    "L": "locked",
+    "U": "pretrained",
+    "u": "random",
+}  # LiT's letters, the image tower's first; UU is `holistic`, LL `frozen`, uu `scratch`
 
 
 def halfway(model, ends) -> None:
@@ -113,8 +117,20 @@ ARMS = {
         ),
         single("image"),
         single("text"),
-        Strategy("frozen_image", "control: as frozen, with every text empty", "pretrained", (Stage("fusion", NEW),), blank=("text",)),
-        Strategy("frozen_text", "control: as frozen, with every image empty", "pretrained", (Stage("fusion", NEW),), blank=("image",)),
+        Strategy(
+            "frozen_image",
+            "control: as frozen, with every text empty",
+            "pretrained",
+            (Stage("fusion", NEW),),
+            blank=("text",),
+        ),
+        Strategy(
+            "frozen_text",
+            "control: as frozen, with every image empty",
+            "pretrained",
+            (Stage("fusion", NEW),),
+            blank=("image",),
+        ),
         Strategy("shuffled_pairs", "control: as scratch, on pairs dealt out anew", show=shuffled),
         Strategy("blank_image", "control: as scratch, with every image empty", blank=("image",)),
         Strategy("blank_text", "control: as scratch, with every text empty", blank=("text",)),
@@ -138,8 +154,9 @@ def arm(name: str) -> Strategy | Combination:
 
 
 def suited(dataset: Dataset, name: str) -> Encoders:
-    """The encoders that the notebooks use: small ones for small images; for photos (96 pixels and more) the real ones wherever an arm starts
-    from given weights, and small ones on 64 pixels where it trains its own. Encoders that are fine-tuned see smaller photos, for time."""
+    """The encoders that the notebooks use: small ones for small images; for photos (96 pixels and more) the real ones
+    wherever an arm starts from given weights, and small ones on 64 pixels where it trains its own. Encoders that are
+    fine-tuned see smaller photos, for time."""
     if dataset.images.shape[1] < 96:
         return Encoders()
     strategy = ARMS.get(name)

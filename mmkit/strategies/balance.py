@@ -1,4 +1,5 @@
-"""Joint training with an eye on each modality: losses of their own beside the joint one, blended by how they overfit, or the leading modality's gradients held back."""
+"""Joint training with an eye on each modality: losses of their own beside the joint one, blended by how they overfit,
+or the leading modality's gradients held back."""
 
 import math
 from collections.abc import Mapping
@@ -46,11 +47,13 @@ def own_losses(objective: Objective, fitting: Fitting) -> Objective:
 
 
 class Modulation:
-    """On-the-fly gradient modulation with generalisation enhancement (OGM-GE, arXiv 2203.15332): an objective, and a hook on its gradients.
+    """On-the-fly gradient modulation with generalisation enhancement (OGM-GE, arXiv 2203.15332): an objective, and a
+    hook on its gradients.
 
-    Each modality is scored by a head of its own on what its encoder gives, which trains along and sends no gradient back. With r the
-    ratio of a modality's summed probability of the right class to the others' mean, the leading encoder's gradients (r > 1) are multiplied
-    by 1 - tanh(alpha r), and noise of each gradient's own standard deviation is added to all encoders'.
+    Each modality is scored by a head of its own on what its encoder gives, which trains along and sends no gradient
+    back. With r the ratio of a modality's summed probability of the right class to the others' mean, the leading
+    encoder's gradients (r > 1) are multiplied by 1 - tanh(alpha r), and noise of each gradient's own standard
+    deviation is added to all encoders'.
     """
 
     def __init__(self, objective: Objective):
@@ -89,10 +92,12 @@ def modulation(logits: Mapping[str, Tensor], target: Tensor, *, alpha: float = A
 
 
 def blend_weights(losses: Mapping[str, tuple[float, float]], classes: int) -> dict[str, float]:
-    """Gradient-Blending (arXiv 1905.12681): each source weighs as its gain over its overfitting squared; the weights sum to 1.
+    """Gradient-Blending (arXiv 1905.12681): each source weighs as its gain over its overfitting squared; the weights
+    sum to 1.
 
-    losses: source -> (training loss, validation loss) at the end of a training of its own. An untrained head's loss is log(classes) on both,
-    so the gain is log(classes) less the validation loss, never below 0, and the overfitting is the gap, never below FLOOR. Without any gain all weigh the same.
+    losses: source -> (training loss, validation loss) at the end of a training of its own. An untrained head's loss
+    is log(classes) on both, so the gain is log(classes) less the validation loss, never below 0, and the overfitting
+    is the gap, never below FLOOR. Without any gain all weigh the same.
     """
     weights = {}
     for source, (seen, held) in losses.items():
@@ -102,7 +107,8 @@ def blend_weights(losses: Mapping[str, tuple[float, float]], classes: int) -> di
 
 
 def blended(fitting: Fitting) -> None:
-    """Prepare: Gradient-Blending's weights, from training everything and each modality by itself first; what that cost is counted."""
+    """Prepare: Gradient-Blending's weights, from training everything and each modality by itself first; what that cost
+    is counted."""
     sources = {"joint": "scratch"} | {modality: single(modality) for modality in fitting.model.modalities}
     losses = {}
     for source, strategy in sources.items():

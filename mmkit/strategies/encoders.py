@@ -21,9 +21,10 @@ TEXT = {"transformer": TextTransformer, "gru": GRU}
 class Encoders:
     """image, text: a small one (`cnn`, `vit`; `transformer`, `gru`) or a real one of `PRETRAINED`.
 
-    size: pixels a side given to the image encoder (a hub model keeps its own). flip: a real image encoder sees each photo and its mirror image.
-    length: how many word pieces of a text a real text encoder reads. epochs: passes over the pools in pretraining; batch, lr: its other settings.
-    others: a `Part` for each modality besides images and texts, or in place of theirs."""
+    size: pixels a side given to the image encoder (a hub model keeps its own). flip: a real image encoder sees each
+    photo and its mirror image. length: how many word pieces of a text a real text encoder reads. epochs: passes over
+    the pools in pretraining; batch, lr: its other settings. others: a `Part` for each modality besides images and
+    texts, or in place of theirs."""
 
     image: str = "cnn"
     text: str = "transformer"
@@ -41,7 +42,9 @@ class Encoders:
             if name not in small and name not in real:
                 raise unknown(f"{kind} encoder", name, [*small, *real])
         if self.flip and self.image != "efficientnet_lite0":
-            raise MmkitError(f"flip=True is for efficientnet_lite0, {self.image!r} does not see mirror images: leave flip out")
+            raise MmkitError(
+                f"flip=True is for efficientnet_lite0, {self.image!r} does not see mirror images: leave flip out"
+            )
         if (self.image in IMAGE) != (self.text in TEXT):
             remedy = f"take cnn or vit with transformer or gru, or two of {', '.join(PRETRAINED)}"
             raise MmkitError(f"image={self.image!r} and text={self.text!r} mix a small and a real encoder: {remedy}")
@@ -52,7 +55,8 @@ class Encoders:
         return self.image in PRETRAINED
 
     def part(self, modality: str, words: int) -> Part:
-        """How the small encoder of a modality is made and pretrained; words: the size of the vocabulary. Raises MmkitError for an unknown modality."""
+        """How the small encoder of a modality is made and pretrained; words: the size of the vocabulary. Raises
+        MmkitError for an unknown modality."""
         if modality in self.others:
             return self.others[modality]
         if modality == "image":
@@ -75,7 +79,9 @@ class Encoders:
         """The settings as JSON values; a part of one's own by the name of what builds it."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "others"}
         if self.others:
-            values["others"] = {name: getattr(part.build, "__qualname__", repr(part.build)) for name, part in self.others.items()}
+            values["others"] = {
+                name: getattr(part.build, "__qualname__", repr(part.build)) for name, part in self.others.items()
+            }
         return values
 
     def describe(self, pretrained: bool) -> dict:
@@ -90,7 +96,8 @@ class Encoders:
 
 
 def tokenizer(task, encoders: Encoders) -> Callable[[list[str]], Tensor]:
-    """The task's own tokenizer, a real text encoder's, or else the words of the unpaired texts; evaluation texts add nothing."""
+    """The task's own tokenizer, a real text encoder's, or else the words of the unpaired texts; evaluation texts add
+    nothing."""
     if task.words:
         return task.words
     if encoders.real:

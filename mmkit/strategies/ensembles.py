@@ -43,11 +43,17 @@ def better(runs: list[Run], task, *, name: str, **options) -> Run:
 
 
 def averaged(runs: list[Run], task, *, name: str, lr: float | None, encoders, evaluate=None, **options) -> Run:
-    """The mean of the members' log-probabilities. Its rate is tuned as an arm of its own: what is best for a member alone need not be best for the mean."""
+    """The mean of the members' log-probabilities. Its rate is tuned as an arm of its own: what is best for a member
+    alone need not be best for the mean."""
     model = Average([run.model for run in runs]).eval()
     loader = loader_of(task, encoders)
     scores = scores_of(task, model, loader, splits_of(task, evaluate), blank=False)
     validation = task.scores(model, loader, task.rows("val"))[task.metric].value
     rates = [run.settings["lr"] for run in runs]
-    settings = {**runs[0].settings, "lr": rates, "lr_from": rate_from(task.tuned_as, name, lr), "validation": validation}
+    settings = {
+        **runs[0].settings,
+        "lr": rates,
+        "lr_from": rate_from(task.tuned_as, name, lr),
+        "validation": validation,
+    }
     return replace(runs[0], settings=settings, scores=scores, model=model)

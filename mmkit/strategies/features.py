@@ -1,4 +1,5 @@
-"""Features of frozen encoders: where no encoder learns in a stage, every input is encoded once and kept in the cache by content."""
+"""Features of frozen encoders: where no encoder learns in a stage, every input is encoded once and kept in the cache by
+content."""
 
 import time
 from dataclasses import replace
@@ -12,11 +13,14 @@ from mmkit.strategies.start import digest, installed, sources
 from mmkit.training import Loader, Phase, encode_all, flops_of
 
 
-def encoded(loader: Loader, model: nn.Module, *, rows: Tensor, learnt: Tensor, tokens: bool, about: dict) -> tuple[Loader, Phase]:
+def encoded(
+    loader: Loader, model: nn.Module, *, rows: Tensor, learnt: Tensor, tokens: bool, about: dict
+) -> tuple[Loader, Phase]:
     """The loader, showing what the model's encoders make of `rows` in place of raw inputs.
 
-    The phase is what encoding `learnt`, the rows that are trained on, cost; the others are for evaluation, which no arm pays for.
-    tokens: keep tokens, too, in half precision, and not the summaries alone. about: what else the features depend on, as JSON values."""
+    The phase is what encoding `learnt`, the rows that are trained on, cost; the others are for evaluation, which no
+    arm pays for. tokens: keep tokens, too, in half precision, and not the summaries alone. about: what else the
+    features depend on, as JSON values."""
     views, total = dict(loader.views), Phase()
     for modality in model.modalities:
         features, entries, each = _encode(loader, getattr(model, modality), modality, rows, tokens, about)
@@ -28,13 +32,22 @@ def encoded(loader: Loader, model: nn.Module, *, rows: Tensor, learnt: Tensor, t
     return replace(loader, views=views), total
 
 
-def _encode(loader: Loader, encoder: nn.Module, modality: str, rows: Tensor, tokens: bool, about: dict) -> tuple[Encoded, Tensor, Tensor]:
+def _encode(
+    loader: Loader, encoder: nn.Module, modality: str, rows: Tensor, tokens: bool, about: dict
+) -> tuple[Encoded, Tensor, Tensor]:
     """Features of all entries of `rows`, those entries, and (2,) what one cost: FLOPs and seconds."""
     view = replace(loader, partner={}).view(modality)
     entries = view.entries(rows)[0]
     if view.lengths is not None:
         entries = entries[view.lengths[entries].argsort(stable=True)]  # texts of one length together
-    key = about | {"what": "features", "modality": modality, "code": sources(), "weights": digest(encoder), "tokens": tokens, "entries": entries.tolist()}
+    key = about | {
+        "what": "features",
+        "modality": modality,
+        "code": sources(),
+        "weights": digest(encoder),
+        "tokens": tokens,
+        "entries": entries.tolist(),
+    }
 
     def take(part: Tensor) -> Tensor:
         return view(entries[part]).to(loader.device)

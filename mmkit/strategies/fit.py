@@ -48,12 +48,15 @@ def fit(
     evaluate: tuple[str, ...] | None = None,
     checkpoint: str | Path | None = None,
 ) -> Run:
-    """Train a strategy on `budget.pairs` of the task's training pairs and score it on the test split and every out-of-domain one.
+    """Train a strategy on `budget.pairs` of the task's training pairs and score it on the test split and every
+    out-of-domain one.
 
-    strategy: an arm of the table by name, or a `Strategy` of one's own. Runs of one seed share the choice of pairs, their order and the head's first
-    weights. lr: None takes the arm's tuned value (`strategies/tuned.json`), or its grid's middle where none was searched for; `lr_from` in the settings
-    says which. evaluate: splits; None is `test` and all `ood_*`. checkpoint: a folder in which the run is kept at its checks and from which it goes on
-    after a kill; for long runs. Raises MmkitError for an unknown arm, more pairs than there are, an empty split, or a loss that is not finite.
+    strategy: an arm of the table by name, or a `Strategy` of one's own. Runs of one seed share the choice of pairs,
+    their order and the head's first weights. lr: None takes the arm's tuned value (`strategies/tuned.json`), or its
+    grid's middle where none was searched for; `lr_from` in the settings says which. evaluate: splits; None is `test`
+    and all `ood_*`. checkpoint: a folder in which the run is kept at its checks and from which it goes on after a
+    kill; for long runs. Raises MmkitError for an unknown arm, more pairs than there are, an empty split, or a loss
+    that is not finite.
     """
     strategy = arm(strategy) if isinstance(strategy, str) else strategy
     options = {"seed": seed, "encoders": encoders, "batch": batch}
@@ -74,7 +77,9 @@ def fit(
     return _result(strategy, fitting, loaders[strategy.stages[-1].name].evaluation(), splits, history, ends, origin)
 
 
-def _begin(strategy: Strategy, task, encoders: Encoders, budget: Budget, *, seed: int, lr: float, batch: int) -> Fitting:
+def _begin(
+    strategy: Strategy, task, encoders: Encoders, budget: Budget, *, seed: int, lr: float, batch: int
+) -> Fitting:
     """The chosen pairs, the loader, and the model with its encoders as they start."""
     rows = pairs(task, budget.pairs, seed)
     words, loader = tokenizer(task, encoders), loader_of(task, encoders)
@@ -89,7 +94,8 @@ def _begin(strategy: Strategy, task, encoders: Encoders, budget: Budget, *, seed
 def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Loader]:
     """What each stage is shown: raw inputs, or, where encoders stay as they came, their features, encoded once.
 
-    Small encoders that a later stage trains are not encoded: running them costs little more than reading their features."""
+    Small encoders that a later stage trains are not encoded: running them costs little more than reading their
+    features."""
     loader = strategy.show(fitting.loader, fitting) if strategy.show else fitting.loader
     loaders = {stage.name: loader for stage in strategy.stages}
     model, task = fitting.model, fitting.task
@@ -98,9 +104,15 @@ def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Lo
     if strategy.transforms or not (all_locked or (fitting.encoders.real and strategy.stages[0] in locked)):
         return loaders
     used = torch.cat([fitting.rows, fitting.validation, *(splits.values() if all_locked else ())]).unique()
-    about = fitting.encoders.describe(strategy.any_pretrained) | {"data": task.dataset.content, "role": task.role, "language": task.language}
+    about = fitting.encoders.describe(strategy.any_pretrained) | {
+        "data": task.dataset.content,
+        "role": task.role,
+        "language": task.language,
+    }
     tokens = task.fusion == "cross_attention"
-    features, fitting.cost.phases["encode"] = encoded(loader, model, rows=used, learnt=fitting.rows, tokens=tokens, about=about)
+    features, fitting.cost.phases["encode"] = encoded(
+        loader, model, rows=used, learnt=fitting.rows, tokens=tokens, about=about
+    )
     return loaders | {stage.name: features for stage in locked}
 
 
@@ -115,7 +127,9 @@ def _steps(strategy: Strategy, fitting: Fitting, loaders: dict[str, Loader]) -> 
     factor = left / sum(steps[name] * each[name] for name in steps)
     steps = {name: round(count * factor) for name, count in steps.items()}
     *others, last = steps
-    steps[last] = round((left - sum(steps[name] * each[name] for name in others)) / each[last])  # the rest, so that rounding does not add up
+    steps[last] = round(
+        (left - sum(steps[name] * each[name] for name in others)) / each[last]
+    )  # the rest, so that rounding does not add up
     if min(steps.values()) < 1:
         remedy = "less than a step of each stage; raise it above the pretraining's cost"
         raise MmkitError(f"budget.flops leaves {left:.3g} FLOPs for training on pairs, {remedy}")
@@ -130,8 +144,11 @@ def _step_flops(fitting: Fitting, stage: Stage, loader: Loader) -> float:
     return flops
 
 
-def _train(strategy: Strategy, fitting: Fitting, loaders, steps: dict[str, int], checkpoint) -> tuple[list[dict], list[dict]]:
-    """Train the stages one after another and add each to the cost. Every strategy of a seed meets the same batches and texts.
+def _train(
+    strategy: Strategy, fitting: Fitting, loaders, steps: dict[str, int], checkpoint
+) -> tuple[list[dict], list[dict]]:
+    """Train the stages one after another and add each to the cost. Every strategy of a seed meets the same batches and
+    texts.
 
     Returns the history and, for a strategy that needs them to finish, the weights at the end of each stage."""
     task, model, seed = fitting.task, fitting.model, fitting.seed
@@ -196,7 +213,15 @@ def _checkpoint(folder, strategy: Strategy, stage: Stage, fitting: Fitting, step
     return Checkpoint(Path(folder) / f"{strategy.name}-{stage.name}.safetensors", about)
 
 
-def _result(strategy: Strategy, fitting: Fitting, loader: Loader, splits: dict, history: list[dict], ends: list[dict], origin: str) -> Run:
+def _result(
+    strategy: Strategy,
+    fitting: Fitting,
+    loader: Loader,
+    splits: dict,
+    history: list[dict],
+    ends: list[dict],
+    origin: str,
+) -> Run:
     """Scores, cost and settings of the trained model."""
     task, model, cost = fitting.task, fitting.model, fitting.cost
     cost.peak_bytes, cost.parameters_total = peak_bytes(), sum(p.numel() for p in model.parameters())
@@ -207,7 +232,26 @@ def _result(strategy: Strategy, fitting: Fitting, loader: Loader, splits: dict, 
     if strategy.finish:
         kept = _validation(fitting, loader)(model)
     settings = fitting.encoders.describe(strategy.any_pretrained) | task.settings()
-    settings |= {"lr": fitting.lr, "lr_from": origin, "batch": fitting.batch, "epochs": fitting.budget.epochs, "validation": kept}
+    settings |= {
+        "lr": fitting.lr,
+        "lr_from": origin,
+        "batch": fitting.batch,
+        "epochs": fitting.budget.epochs,
+        "validation": kept,
+    }
     settings |= fitting.settings
     data = task.dataset
-    return Run(strategy.name, task.name, data.name, data.content, fitting.seed, fitting.budget, settings, scores, cost, history, model.eval(), tuple(ends))
+    return Run(
+        strategy.name,
+        task.name,
+        data.name,
+        data.content,
+        fitting.seed,
+        fitting.budget,
+        settings,
+        scores,
+        cost,
+        history,
+        model.eval(),
+        tuple(ends),
+    )

@@ -31,8 +31,9 @@ class Budget:
 
 @dataclass
 class Run:
-    """One arm, trained once with one seed, and what came of it. `scores` is keyed by metric, with the split in front
-    of every split but the test one: `accuracy`, `ood_style/accuracy`. ends: of an arm that mixes weights, those it mixed."""
+    """One arm, trained once with one seed, and what came of it. `scores` is keyed by metric, with the split in front of
+    every split but the test one: `accuracy`, `ood_style/accuracy`. ends: of an arm that mixes weights, those it
+    mixed."""
 
     arm: str
     task: str
@@ -49,9 +50,13 @@ class Run:
 
 
 def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights and buffers `share` of the way from one state of a model to another (WiSE-FT, arXiv 2109.01903); counters, which are whole numbers, are the end's.
+    """Weights and buffers `share` of the way from one state of a model to another (WiSE-FT, arXiv 2109.01903);
+    counters, which are whole numbers, are the end's.
 
     Raises MmkitError when the two are not states of one model."""
     if {name: value.shape for name, value in start.items()} != {name: value.shape for name, value in end.items()}:
         raise MmkitError("weights of two different models cannot be mixed: give two states of one model")
-    return {name: torch.lerp(start[name], value, share) if value.is_floating_point() else value.clone() for name, value in end.items()}
+    return {
+        name: torch.lerp(start[name], value, share) if value.is_floating_point() else value.clone()
+        for name, value in end.items()
+    }

@@ -10,7 +10,8 @@ from mmkit.training import Loader, choose, device, stream
 
 
 def pairs(task, count: int, seed: int) -> Tensor:
-    """The labelled pairs a seed may see: `count` rows of the training split; a larger count of the same seed contains them."""
+    """The labelled pairs a seed may see: `count` rows of the training split; a larger count of the same seed contains
+    them."""
     rows = torch.from_numpy(task.dataset.rows("train"))
     if count > len(rows):
         has = f"the {len(rows)} labelled pairs of {task.dataset.name!r} (split train)"
@@ -30,7 +31,8 @@ def splits_of(task, evaluate: tuple[str, ...] | None) -> dict[str, Tensor]:
 
 
 def scores_of(task, model: nn.Module, loader: Loader, splits: dict[str, Tensor], *, blank: bool) -> dict[str, Score]:
-    """Scores by metric, with the split in front of every split but the test one. blank: with a modality shown empty, too."""
+    """Scores by metric, with the split in front of every split but the test one. blank: with a modality shown empty,
+    too."""
     scores = {}
     for split, rows in splits.items():
         prefix = "" if split == "test" else f"{split}/"

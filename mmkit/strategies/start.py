@@ -20,13 +20,18 @@ from mmkit.training.views import cut
 INSTALLED = ("mmkit.", "torch.", "timm.", "transformers.", "torchvision.", "peft.")
 
 
-def start(strategy: Strategy, task, encoders: Encoders, words, *, seed: int, device: torch.device) -> tuple[dict[str, nn.Module], dict[str, Phase]]:
+def start(
+    strategy: Strategy, task, encoders: Encoders, words, *, seed: int, device: torch.device
+) -> tuple[dict[str, nn.Module], dict[str, Phase]]:
     """The parts of a strategy's model before any training on pairs, by modality, and what pretraining them cost.
 
-    Besides encoders these are the parts that a task brings itself (a decoder). Raises MmkitError where they cannot be had as the strategy asks."""
+    Besides encoders these are the parts that a task brings itself (a decoder). Raises MmkitError where they cannot
+    be had as the strategy asks."""
     used = strategy.modalities_of(task)
     if strategy.pretrains and encoders.real:
-        raise MmkitError(f"{strategy.name} pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small")
+        raise MmkitError(
+            f"{strategy.name} pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small"
+        )
     own = task.own_parts(words)
     parts = {name: own.get(name) or _part(encoders, name, words) for name in dict.fromkeys((*used, *own))}
     modules, phases = {}, {}
@@ -37,7 +42,9 @@ def start(strategy: Strategy, task, encoders: Encoders, words, *, seed: int, dev
             continue
         modules[name] = seeded(seed, name, part.build)
         if pretrained and not encoders.real:
-            phases[f"pretrain_{name}"] = pretrained_in_place(modules[name], name, part, task, words, encoders, seed=seed, device=device)
+            phases[f"pretrain_{name}"] = pretrained_in_place(
+                modules[name], name, part, task, words, encoders, seed=seed, device=device
+            )
     return modules, phases
 
 
@@ -55,7 +62,8 @@ def _given(encoders: Encoders, modality: str, pretrained: bool) -> nn.Module:
 def pretrained_in_place(
     module: nn.Module, modality: str, part: Part, task, words, encoders: Encoders, *, seed: int, device: torch.device
 ) -> Phase:
-    """Train a part by its pretext task on its own pool: images without texts, texts without images. Kept in the cache by content; returns the cost.
+    """Train a part by its pretext task on its own pool: images without texts, texts without images. Kept in the cache
+    by content; returns the cost.
 
     A set without a pool lends its training items, unpaired. Raises MmkitError for a part that has no pretext task."""
     if part.pretext is None:
@@ -65,12 +73,21 @@ def pretrained_in_place(
     pretext = seeded(seed, f"{modality} pretext", part.pretext, module)
     where = f"pretraining the {modality} encoder"
     options = {"epochs": encoders.epochs, "batch": encoders.batch, "lr": encoders.lr, "seed": seed, "where": where}
-    about = {"what": "pretrained part", "code": sources(), "pool": content, "task": repr(pretext), "weights": digest(pretext), **options}
+    about = {
+        "what": "pretrained part",
+        "code": sources(),
+        "pool": content,
+        "task": repr(pretext),
+        "weights": digest(pretext),
+        **options,
+    }
 
     def compute() -> dict[str, Tensor]:
         phase, _ = pretrain(pretext.to(device), lambda rows: take(rows).to(device), torch.arange(count), **options)
         cost = [phase.flops, phase.seconds, phase.steps, phase.parameters_trained]
-        return {f"part/{key}": value for key, value in module.state_dict().items()} | {"cost": torch.tensor(cost, dtype=torch.float64)}
+        return {f"part/{key}": value for key, value in module.state_dict().items()} | {
+            "cost": torch.tensor(cost, dtype=torch.float64)
+        }
 
     kept = cached(about, compute) if installed(pretext) else compute()
     module.load_state_dict({key.removeprefix("part/"): value for key, value in kept.items() if key.startswith("part/")})
@@ -82,7 +99,8 @@ _pool_ids: dict[tuple, Tensor] = {}
 
 
 def pool(task, modality: str, words, *, role: str | None = None) -> tuple[Callable[[Tensor], Tensor], int, str]:
-    """The unpaired inputs of a modality: how to take some, how many there are, and their hash. role: of texts, None for every role."""
+    """The unpaired inputs of a modality: how to take some, how many there are, and their hash. role: of texts, None for
+    every role."""
     dataset: Dataset = task.dataset
     split = f"pool_{modality}" if f"pool_{modality}" in dataset.splits else "train"
     rows = dataset.rows(split)
@@ -112,7 +130,8 @@ def sources(*rooms: str) -> str:
 
 
 def installed(module: nn.Module) -> bool:
-    """Whether the code of every part of a module is an installed package's, so that `sources` knows it; a class of a notebook may change any time."""
+    """Whether the code of every part of a module is an installed package's, so that `sources` knows it; a class of a
+    notebook may change any time."""
     return all(f"{type(part).__module__}.".startswith(INSTALLED) for part in module.modules())
 
 

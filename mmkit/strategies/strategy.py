@@ -1,4 +1,5 @@
-"""What a strategy is: how encoders start, and the stages of training on pairs. A student writes one in a line and hands it to `fit`."""
+"""What a strategy is: how encoders start, and the stages of training on pairs. A student writes one in a line and hands
+it to `fit`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,8 +22,9 @@ PRECISIONS = ("float32", "bfloat16")
 class Fitting:
     """A run while it is being made: what the callables of a strategy are given.
 
-    loader: of the training pairs, as the strategy shows them. rows: the labelled pairs; validation: the rows that choose weights.
-    settings: what they add to the run's record. objective: of the present stage. refit: trains another strategy on the same pairs."""
+    loader: of the training pairs, as the strategy shows them. rows: the labelled pairs; validation: the rows that
+    choose weights. settings: what they add to the run's record. objective: of the present stage. refit: trains
+    another strategy on the same pairs."""
 
     task: object
     encoders: Encoders
@@ -40,7 +42,8 @@ class Fitting:
     refit: Callable | None = None
 
     def fit(self, strategy: "Strategy | str", **options):
-        """Another strategy, trained on the same pairs, seed and budget: a teacher, an expert, something to measure against. Returns its `Run`."""
+        """Another strategy, trained on the same pairs, seed and budget: a teacher, an expert, something to measure
+        against. Returns its `Run`."""
         return self.refit(strategy, self.task, **options)
 
     @property
@@ -52,9 +55,10 @@ class Fitting:
 class Stage:
     """Part of the training on pairs.
 
-    groups: which parameters learn, how fast; what no group names is frozen. share: of the epochs. lr: a multiple of the run's learning rate.
-    wrap: (objective, fitting) -> objective. hooks: fitting -> hooks, made anew for every run. order: fitting -> (generator -> the rows of one pass).
-    schedule: step, steps -> a multiple of lr. precision: `float32`, or `bfloat16` for mixed precision. keep_best: whether validation chooses the weights.
+    groups: which parameters learn, how fast; what no group names is frozen. share: of the epochs. lr: a multiple of
+    the run's learning rate. wrap: (objective, fitting) -> objective. hooks: fitting -> hooks, made anew for every
+    run. order: fitting -> (generator -> the rows of one pass). schedule: step, steps -> a multiple of lr. precision:
+    `float32`, or `bfloat16` for mixed precision. keep_best: whether validation chooses the weights.
     """
 
     name: str
@@ -72,7 +76,9 @@ class Stage:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if not self.groups or self.share <= 0 or self.lr <= 0:
-            raise MmkitError(f"the stage {self.name!r} needs a group and share and lr above 0, got {self.groups}, {self.share} and {self.lr}")
+            raise MmkitError(
+                f"the stage {self.name!r} needs a group and share and lr above 0, got {self.groups}, {self.share} and {self.lr}"
+            )
 
     def autocast(self, device: torch.device) -> Callable[[], AbstractContextManager]:
         """The context of the forward pass."""
@@ -85,11 +91,13 @@ class Stage:
 class Strategy:
     """One way to come from encoders and labelled pairs to a model.
 
-    what: in a sentence. start: `random` or `pretrained`, for all encoders or by modality; pretrained ones learn by a pretext task on the unpaired
-    pools, their cost counted, or are real ones, whose cost nobody knows. modalities: those that are used; None is all of the task.
-    blank: modalities that are always shown empty. transforms: (batch, generator) -> batch, of training batches. show: (loader, fitting) -> loader, for
-    training alone. prepare: fitting -> None, once before training; it may change the model, and add to the cost. finish: (model, weights at the end of
-    each stage) -> None. undefined: task -> why the strategy is not defined for it, or None. pretrains: refuse real encoders."""
+    what: in a sentence. start: `random` or `pretrained`, for all encoders or by modality; pretrained ones learn by a
+    pretext task on the unpaired pools, their cost counted, or are real ones, whose cost nobody knows. modalities:
+    those that are used; None is all of the task. blank: modalities that are always shown empty. transforms: (batch,
+    generator) -> batch, of training batches. show: (loader, fitting) -> loader, for training alone. prepare: fitting
+    -> None, once before training; it may change the model, and add to the cost. finish: (model, weights at the end
+    of each stage) -> None. undefined: task -> why the strategy is not defined for it, or None. pretrains: refuse
+    real encoders."""
 
     name: str
     what: str

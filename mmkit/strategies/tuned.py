@@ -30,12 +30,16 @@ def _tuned(task: str, real: bool) -> dict[str, float]:
 
 
 def tune(task, *, budget, seeds: Sequence[int], arms: list[str], real: bool = False, **options) -> dict:
-    """Try every rate of the grid for every arm and return {arm: {lr: validation score, the mean over the seeds}}. This is how the table was made."""
+    """Try every rate of the grid for every arm and return {arm: {lr: validation score, the mean over the seeds}}. This
+    is how the table was made."""
     from mmkit.strategies.fit import fit
 
     grid = table()["grid"]["real" if real else "small"]
 
     def score(arm: str, lr: float) -> float:
-        return mean(fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"] for seed in seeds)
+        return mean(
+            fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"]
+            for seed in seeds
+        )
 
     return {arm: {lr: score(arm, lr) for lr in grid} for arm in arms}

@@ -32,11 +32,20 @@ class Answering(Task):
         modalities: tuple[str, ...] = ("image", "text"),
         limit: int | None = None,
     ):
-        self.dataset, self.label, self.role, self.language, self.fusion, self.limit = dataset, label, role, language, fusion, limit
+        self.dataset, self.label, self.role, self.language, self.fusion, self.limit = (
+            dataset,
+            label,
+            role,
+            language,
+            fusion,
+            limit,
+        )
         self.modalities = tuple(modalities)
         self.classes = dataset.classes(label)
         if len(self.classes) < 2:
-            raise MmkitError(f"answering needs a label with at least two classes; {label!r} of {dataset.name!r} has {self.classes}")
+            raise MmkitError(
+                f"answering needs a label with at least two classes; {label!r} of {dataset.name!r} has {self.classes}"
+            )
         if fusion not in FUSIONS:
             raise unknown("fusion", fusion, FUSIONS)
         self.target = dataset.labels(range(len(dataset)), label)
@@ -45,18 +54,27 @@ class Answering(Task):
         if unlabelled.any():
             first = dataset.items["id"][unlabelled].iloc[0]
             remedy = "label them, or leave them out of the set"
-            raise MmkitError(f"{unlabelled.sum()} items of {dataset.name!r} have no {label!r}, first {first!r}: {remedy}")
+            raise MmkitError(
+                f"{unlabelled.sum()} items of {dataset.name!r} have no {label!r}, first {first!r}: {remedy}"
+            )
 
     @property
     def tuned_as(self) -> str:
-        """Where the table of tuned learning rates has this task: scenes have rates by whether none, some or all of their answers need both modalities."""
+        """Where the table of tuned learning rates has this task: scenes have rates by whether none, some or all of
+        their answers need both modalities."""
         share = self.dataset.card.get("knobs", {}).get("both") if self.dataset.name == "scenes" else None
         if share is None:
             return self.name
         return f"answering, {({0.0: 'none', 1.0: 'all'}).get(share, 'some')} need both"
 
     def settings(self) -> dict:
-        given = {"label": self.label, "role": self.role, "language": self.language, "fusion": self.fusion, "limit": self.limit}
+        given = {
+            "label": self.label,
+            "role": self.role,
+            "language": self.language,
+            "fusion": self.fusion,
+            "limit": self.limit,
+        }
         return given if self.modalities == ("image", "text") else given | {"modalities": list(self.modalities)}
 
     def targets(self, words) -> Tensor:

@@ -15,9 +15,10 @@ from mmkit.training import Batch, Loader, Part, View, array_view, text_view
 class Task:
     """Data, an objective and metrics.
 
-    name; metric: the score that chooses weights, higher is better; modalities: what a model of the task reads, by name: `text`, or an array of the data
-    set. alone: whether a single modality has an objective of its own. can_mine: whether batches of hard negatives can be made. words: the task's own
-    tokenizer, None for the encoders'. fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored."""
+    name; metric: the score that chooses weights, higher is better; modalities: what a model of the task reads, by
+    name: `text`, or an array of the data set. alone: whether a single modality has an objective of its own.
+    can_mine: whether batches of hard negatives can be made. words: the task's own tokenizer, None for the encoders'.
+    fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored."""
 
     name = metric = ""
     modalities: tuple[str, ...] = ()
@@ -75,8 +76,11 @@ class Task:
         return None
 
     def rows(self, split: str) -> Tensor:
-        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not there or is empty."""
+        """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not
+        there or is empty."""
         return torch.from_numpy(self.dataset.rows(split))[: self.limit]
 
     def _lacks(self, method: str) -> MmkitError:
-        return MmkitError(f"the task {self.name or type(self).__name__!r} has no {method}: write it, as mmkit.tasks.Answering does")
+        return MmkitError(
+            f"the task {self.name or type(self).__name__!r} has no {method}: write it, as mmkit.tasks.Answering does"
+        )

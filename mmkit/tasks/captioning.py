@@ -27,11 +27,13 @@ FACTS = {  # of a caption of `scenes`, whatever its wording
 
 
 class Captioning(Task):
-    """Data: images with one or more English captions. Objective: cross-entropy of the next word. Metric: CIDEr-D of what beam search says.
+    """Data: images with one or more English captions. Objective: cross-entropy of the next word. Metric: CIDEr-D of
+    what beam search says.
 
-    Words are those of the metrics, at least `min_count` times in the captions of the training split and the text pool. One that is not among them
-    is read as unknown, is never a target and is never said. Captions of more than `length` words are learnt up to there, without an end; `settings`
-    counts both. captions: how many of an image's captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
+    Words are those of the metrics, at least `min_count` times in the captions of the training split and the text
+    pool. One that is not among them is read as unknown, is never a target and is never said. Captions of more than
+    `length` words are learnt up to there, without an end; `settings` counts both. captions: how many of an image's
+    captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
     """
 
     name, metric, fusion, language, modalities = "captioning", "cider_d", "cross_attention", "en", ("image",)
@@ -42,8 +44,23 @@ class Captioning(Task):
     ):  # fmt: skip
         if decoder not in DECODERS:
             raise unknown("decoder", decoder, DECODERS)
-        self.dataset, self.role, self.limit, self.beams, self.length_penalty = dataset, role, limit, beams, length_penalty
-        self.decoder, self.dim, self.norm, self.dropout, self.label_smoothing, self.captions, self.length, self.min_count = decoder, dim, norm, dropout, label_smoothing, captions, length, min_count
+        self.dataset, self.role, self.limit, self.beams, self.length_penalty = (
+            dataset,
+            role,
+            limit,
+            beams,
+            length_penalty,
+        )
+        (
+            self.decoder,
+            self.dim,
+            self.norm,
+            self.dropout,
+            self.label_smoothing,
+            self.captions,
+            self.length,
+            self.min_count,
+        ) = decoder, dim, norm, dropout, label_smoothing, captions, length, min_count
         self.words = _words(dataset, role, length, min_count)
 
     @property
@@ -52,8 +69,25 @@ class Captioning(Task):
         return self.name if self.dataset.name == "scenes" else f"{self.name} of photos"
 
     def settings(self) -> dict:
-        names = ("role", "decoder", "dim", "norm", "dropout", "label_smoothing", "captions", "length", "min_count", "beams", "length_penalty", "limit")
-        return {name: getattr(self, name) for name in names} | {"text": "none: the decoder has its own words", "vocabulary": len(self.words), **self.words.left_out}
+        names = (
+            "role",
+            "decoder",
+            "dim",
+            "norm",
+            "dropout",
+            "label_smoothing",
+            "captions",
+            "length",
+            "min_count",
+            "beams",
+            "length_penalty",
+            "limit",
+        )
+        return {name: getattr(self, name) for name in names} | {
+            "text": "none: the decoder has its own words",
+            "vocabulary": len(self.words),
+            **self.words.left_out,
+        }
 
     def own_parts(self, words) -> dict[str, Part]:
         """The decoder, which learns the next word of texts without images when it is pretrained."""
@@ -65,7 +99,9 @@ class Captioning(Task):
 
     def build(self, parts: Mapping[str, nn.Module], *, seed: int) -> Captioner:
         (modality,) = self.modalities
-        return seeded(seed, "head", Captioner, modality, parts[modality], parts["text"], dropout=self.dropout, norm=self.norm)
+        return seeded(
+            seed, "head", Captioner, modality, parts[modality], parts["text"], dropout=self.dropout, norm=self.norm
+        )
 
     def loader(self, words=None, *, device: torch.device | None = None) -> Loader:
         return replace(super().loader(words, device=device), targets=self.captions)
@@ -76,8 +112,11 @@ class Captioning(Task):
     def objective(self, model: Captioner, batch: Batch) -> Tensor:
         return model(batch.inputs, batch.target, label_smoothing=self.label_smoothing)
 
-    def say(self, model: Captioner, loader: Loader, rows: Tensor, *, batch: int = 64, **options) -> tuple[list[str], Beams]:
-        """The best caption of each row, and for the last batch all beams. options: of `beam_search`, by default the task's."""
+    def say(
+        self, model: Captioner, loader: Loader, rows: Tensor, *, batch: int = 64, **options
+    ) -> tuple[list[str], Beams]:
+        """The best caption of each row, and for the last batch all beams. options: of `beam_search`, by default the
+        task's."""
         options = {"beams": self.beams, "length_penalty": self.length_penalty, **options}
         (modality,) = self.modalities
         said = []
@@ -92,11 +131,19 @@ class Captioning(Task):
 
     def references(self, rows: Tensor) -> list[list[str]]:
         texts, owner = self.dataset.texts_of(rows.numpy(), role=self.role)
-        return [list(part) for part in np.split(np.array(texts, dtype=object), np.searchsorted(owner, np.arange(1, len(rows))))]
+        return [
+            list(part)
+            for part in np.split(np.array(texts, dtype=object), np.searchsorted(owner, np.arange(1, len(rows))))
+        ]
 
     def scores(self, model: Captioner, loader: Loader, rows: Tensor) -> dict[str, Score]:
-        """The metrics of captioning; on `scenes` also `facts`, the share of the scene's facts told right, `exact`, all of them, and each by its name."""
-        said, references, clusters = self.say(model, loader, rows)[0], self.references(rows), self.dataset.clusters(rows.numpy())
+        """The metrics of captioning; on `scenes` also `facts`, the share of the scene's facts told right, `exact`, all
+        of them, and each by its name."""
+        said, references, clusters = (
+            self.say(model, loader, rows)[0],
+            self.references(rows),
+            self.dataset.clusters(rows.numpy()),
+        )
         scores = caption_scores(said, references, clusters)
         return scores | (fact_scores(said, references, clusters) if self.dataset.name == "scenes" else {})
 
@@ -108,15 +155,26 @@ class Captioning(Task):
 
 def facts(caption: str) -> dict[str, str | None]:
     """The facts of a scene that a caption tells, by name; None for one that it does not tell, or tells in two ways."""
-    told = {name: {next(filter(None, match.groups())) for match in re.finditer(pattern, caption.lower())} for name, pattern in FACTS.items()}
+    told = {
+        name: {next(filter(None, match.groups())) for match in re.finditer(pattern, caption.lower())}
+        for name, pattern in FACTS.items()
+    }
     return {name: values.pop() if len(values) == 1 else None for name, values in told.items()}
 
 
 def fact_scores(said: list[str], references: list[list[str]], clusters=None) -> dict[str, Score]:
-    """Which facts of the scene captions tell as its first reference does: `facts` (mean share), `exact` (all seven), `fact/NAME`."""
+    """Which facts of the scene captions tell as its first reference does: `facts` (mean share), `exact` (all seven),
+    `fact/NAME`."""
     true, told = [facts(texts[0]) for texts in references], [facts(text) for text in said]
-    right = {name: np.array([a[name] is not None and a[name] == b[name] for a, b in zip(told, true, strict=True)], dtype=float) for name in FACTS}
-    items = {"facts": np.mean(list(right.values()), axis=0), "exact": np.min(list(right.values()), axis=0)} | {f"fact/{name}": values for name, values in right.items()}
+    right = {
+        name: np.array(
+            [a[name] is not None and a[name] == b[name] for a, b in zip(told, true, strict=True)], dtype=float
+        )
+        for name in FACTS
+    }
+    items = {"facts": np.mean(list(right.values()), axis=0), "exact": np.min(list(right.values()), axis=0)} | {
+        f"fact/{name}": values for name, values in right.items()
+    }
     clusters = np.arange(len(said)) if clusters is None else clusters
     return {name: Score(values, clusters) for name, values in items.items()}
 
@@ -125,13 +183,17 @@ _made: dict[tuple, WordTokenizer] = {}
 
 
 def _words(dataset: Dataset, role: str, length: int, min_count: int) -> WordTokenizer:
-    """The vocabulary of the training captions; one word more than `length` is kept, which shows that a caption is longer. Made once a data set."""
+    """The vocabulary of the training captions; one word more than `length` is kept, which shows that a caption is
+    longer. Made once a data set."""
     key = (dataset.content, role, length, min_count)
     if key not in _made:
         rows = np.concatenate([dataset.rows(split) for split in ("train", "pool_text") if dataset.splits.get(split)])
         texts = dataset.texts_of(rows, role=role)[0]
         words = WordTokenizer(texts, split=caption_words, length=length + 1, min_count=min_count)
         ids = words(texts)
-        words.left_out = {"captions_cut": int(ids[:, length:].ne(END).sum()), "words_unknown": float((ids == 1).sum() / (ids != END).sum())}
+        words.left_out = {
+            "captions_cut": int(ids[:, length:].ne(END).sum()),
+            "words_unknown": float((ids == 1).sum() / (ids != END).sum()),
+        }
         _made[key] = words
     return _made[key]

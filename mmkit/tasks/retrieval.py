@@ -22,18 +22,34 @@ NEIGHBOURS = 20
 class Retrieval(Task):
     """Data: images with one or more captions. Metric: R@1, the mean of both directions.
 
-    objective: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over wrong ones of a batch) or `hardest`
-    (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from 0.07 on. margin: of the hinge losses, on the cosine."""
+    objective: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over
+    wrong ones of a batch) or `hardest` (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from
+    0.07 on. margin: of the hinge losses, on the cosine."""
 
     name, metric, fusion = "retrieval", "recall@1", "dual"
     modalities, can_mine = ("image", "text"), True
 
-    def __init__(self, dataset: Dataset, *, role: str = "caption", language: str = "en", objective: str = "infonce", temperature: float | None = None, margin: float = 0.2,
-                 dim: int = 128, hidden: int = 256, dropout: float = 0.0, norm: str = "layer", limit: int | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        role: str = "caption",
+        language: str = "en",
+        objective: str = "infonce",
+        temperature: float | None = None,
+        margin: float = 0.2,
+        dim: int = 128,
+        hidden: int = 256,
+        dropout: float = 0.0,
+        norm: str = "layer",
+        limit: int | None = None,
+    ):
         if objective not in OBJECTIVES:
             raise unknown("objective", objective, OBJECTIVES)
         if margin <= 0 or (temperature is not None and temperature <= 0):
-            raise MmkitError(f"margin and temperature are above 0, got margin={margin} and temperature={temperature}: take for example 0.2 and 0.07")
+            raise MmkitError(
+                f"margin and temperature are above 0, got margin={margin} and temperature={temperature}: take for example 0.2 and 0.07"
+            )
         self.dataset, self.role, self.language, self.limit = dataset, role, language, limit
         self.objective_name, self.temperature, self.margin = objective, temperature, margin
         self.dim, self.hidden, self.dropout, self.norm = dim, hidden, dropout, norm
@@ -65,7 +81,9 @@ class Retrieval(Task):
         return hinge_loss(image, text, margin=self.margin, hardest=self.objective_name == "hardest")
 
     @torch.inference_mode()
-    def embeddings(self, model: DualEncoder, loader: Loader, rows: Tensor, *, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+    def embeddings(
+        self, model: DualEncoder, loader: Loader, rows: Tensor, *, batch: int = 256
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, E), all their captions (M, E) and each caption's owner (M,), in evaluation mode."""
         model.eval()
         entries, owner = loader.entries("text", rows)
@@ -74,7 +92,8 @@ class Retrieval(Task):
         return torch.cat(image), torch.cat(text), owner
 
     def mined(self, fitting) -> Callable[[torch.Generator], Tensor]:
-        """The order of batches of hard negatives: a row is followed by the one whose caption the model, as it is now, takes for its own most (of those left).
+        """The order of batches of hard negatives: a row is followed by the one whose caption the model, as it is now,
+        takes for its own most (of those left).
 
         fitting: the run, which pays for the search."""
         started = time.perf_counter()
@@ -95,12 +114,15 @@ class Retrieval(Task):
 
 
 def hinge_loss(image: Tensor, text: Tensor, *, margin: float = 0.2, hardest: bool = False) -> Tensor:
-    """1/N sum_i of max(0, margin - s_ii + s_ij) over wrong captions j, and the same over wrong images: their sum, or the hardest alone (VSE++, arXiv 1707.05612).
+    """1/N sum_i of max(0, margin - s_ii + s_ij) over wrong captions j, and the same over wrong images: their sum, or
+    the hardest alone (VSE++, arXiv 1707.05612).
 
     image, text: (N, D) unit vectors, row i of one belongs to row i of the other."""
     scores = image @ text.T
     own, right = torch.eye(len(scores), dtype=torch.bool, device=scores.device), scores.diagonal()
-    captions, images = ((margin - best + scores).clamp(min=0).masked_fill(own, 0) for best in (right[:, None], right[None]))
+    captions, images = (
+        (margin - best + scores).clamp(min=0).masked_fill(own, 0) for best in (right[:, None], right[None])
+    )
     return (captions.amax(1) + images.amax(0) if hardest else captions.sum(1) + images.sum(0)).mean()
 
 

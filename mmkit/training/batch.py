@@ -1,7 +1,7 @@
 """From rows of a data set to a batch: the one place where an input is drawn, blanked, dealt out anew or augmented.
 
-An item has *entries* of a modality: one image, several captions, or none. All entries of a modality lie one after the other, in the order
-of their items. Legend: N items, M entries, B rows asked for.
+An item has *entries* of a modality: one image, several captions, or none. All entries of a modality lie one after
+the other, in the order of their items. Legend: N items, M entries, B rows asked for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +23,9 @@ Transform = Callable[["Batch", torch.Generator], "Batch"]
 class Batch:
     """The items of one step.
 
-    rows: (B,) of the data set. inputs[modality]: raw (B, ...) or Encoded. target: (B, ...), one per task by name, or None.
-    weight: (B,) of each item in the loss, None for equal ones. present[modality]: (B,) bool, for modalities that some item lacks."""
+    rows: (B,) of the data set. inputs[modality]: raw (B, ...) or Encoded. target: (B, ...), one per task by name, or
+    None. weight: (B,) of each item in the loss, None for equal ones. present[modality]: (B,) bool, for modalities
+    that some item lacks."""
 
     rows: Tensor
     inputs: dict[str, Tensor | Encoded]
@@ -41,10 +42,10 @@ class Batch:
 class View:
     """One modality of a data set, by entry.
 
-    name: the modality in words, for messages. start: (N + 1,) where each item's entries begin. read: entries (B,) -> raw input (B, ...). empty: raw input -> the same without content.
-    lengths: (M,) of texts, so that those of one length can be encoded together. required: an item without an entry is an error; otherwise it is
-    shown an empty one.
-    features, position: what a frozen encoder made of some entries, and (M,) where each of them stands there."""
+    name: the modality in words, for messages. start: (N + 1,) where each item's entries begin. read: entries (B,) ->
+    raw input (B, ...). empty: raw input -> the same without content. lengths: (M,) of texts, so that those of one
+    length can be encoded together. required: an item without an entry is an error; otherwise it is shown an empty
+    one. features, position: what a frozen encoder made of some entries, and (M,) where each of them stands there."""
 
     dataset: Dataset
     name: str
@@ -79,7 +80,9 @@ class View:
         count = self.start[rows + 1] - self.start[rows]
         if self.required and not count.all():
             item = self.dataset.items["id"].iloc[int(rows[count == 0][0])]
-            raise MmkitError(f"item {item!r} of {self.dataset.name!r} has no {self.name}: choose another, or leave such items out of the set")
+            raise MmkitError(
+                f"item {item!r} of {self.dataset.name!r} has no {self.name}: choose another, or leave such items out of the set"
+            )
         return count
 
     def draw(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -103,7 +106,8 @@ class View:
         return self.start[rows][owner] + within, owner
 
     def with_features(self, features: Encoded, entries: Tensor) -> "View":
-        """The same view, showing what a frozen encoder made of `entries` in place of raw inputs; others cannot be asked for."""
+        """The same view, showing what a frozen encoder made of `entries` in place of raw inputs; others cannot be asked
+        for."""
         position = torch.full((int(self.start[-1]),), len(entries))
         position[entries] = torch.arange(len(entries))
         return replace(self, features=features, position=position)
@@ -113,9 +117,10 @@ class View:
 class Loader:
     """Rows -> Batch.
 
-    views: by modality. target: (N, ...), one per task by name, or a View whose raw input is the target (a caption's ids). weight: (N,).
-    transforms: applied to batches that are drawn with a generator, which are those of training. blank: modalities that are always shown empty.
-    partner: by modality, or "target", the row (N,) whose entry stands in for a row's own."""
+    views: by modality. target: (N, ...), one per task by name, or a View whose raw input is the target (a caption's
+    ids). weight: (N,). transforms: applied to batches that are drawn with a generator, which are those of training.
+    blank: modalities that are always shown empty. partner: by modality, or "target", the row (N,) whose entry stands
+    in for a row's own."""
 
     dataset: Dataset
     views: Mapping[str, View]
@@ -128,11 +133,14 @@ class Loader:
     device: torch.device = torch.device("cpu")
 
     def __call__(self, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The batch of some rows (B,) int64. generator: draws one of several entries and feeds the transforms; without it every row shows its first entry."""
+        """The batch of some rows (B,) int64. generator: draws one of several entries and feeds the transforms; without
+        it every row shows its first entry."""
         drawn = {modality: self._draw(modality, view, rows, generator) for modality, view in self.views.items()}
         self._require_any(rows, drawn)
         inputs = {modality: self._shown(modality, entries) for modality, entries in drawn.items()}
-        present = {modality: (entries >= 0).to(self.device) for modality, entries in drawn.items() if bool((entries < 0).any())}
+        present = {
+            modality: (entries >= 0).to(self.device) for modality, entries in drawn.items() if bool((entries < 0).any())
+        }
         weight = None if self.weight is None else self.weight[rows].to(self.device)
         batch = Batch(rows, inputs, self._target(rows, generator), weight, present)
         if generator is not None:
@@ -169,7 +177,8 @@ class Loader:
         return replace(self, views={modality: self.view(modality) for modality in modalities})
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> "Loader":
-        """The same, with pairs broken: every modality but the first is dealt out anew among `rows`; so are drawn targets (captions)."""
+        """The same, with pairs broken: every modality but the first is dealt out anew among `rows`; so are drawn
+        targets (captions)."""
         first, *others = self.views
         partner = dict(self.partner)
         for name in others or ["target"]:
@@ -207,15 +216,26 @@ class Loader:
         if missing.any():
             names = " and no ".join(drawn)
             item = self.dataset.items["id"].iloc[int(rows[missing][0])]
-            raise MmkitError(f"item {item!r} of {self.dataset.name!r} has no {names}: leave it out, or read another modality")
+            raise MmkitError(
+                f"item {item!r} of {self.dataset.name!r} has no {names}: leave it out, or read another modality"
+            )
 
 
 class RowBatches:
-    """Endless batches of rows. Each pass is an order of all rows, cut into batches of `size`; the ragged end is left out.
+    """Endless batches of rows. Each pass is an order of all rows, cut into batches of `size`; the ragged end is left
+    out.
 
-    order: generator -> the rows of one pass; by default all rows, shuffled. The state can be kept and restored, so that a run resumes in the middle of a pass."""
+    order: generator -> the rows of one pass; by default all rows, shuffled. The state can be kept and restored, so
+    that a run resumes in the middle of a pass."""
 
-    def __init__(self, rows: Tensor, size: int, generator: torch.Generator, *, order: Callable[[torch.Generator], Tensor] | None = None):
+    def __init__(
+        self,
+        rows: Tensor,
+        size: int,
+        generator: torch.Generator,
+        *,
+        order: Callable[[torch.Generator], Tensor] | None = None,
+    ):
         self.rows, self.size, self.generator = rows, min(size, len(rows)), generator
         self.order = order or self._shuffled
         self.current, self.at = rows[:0], 0
@@ -241,7 +261,8 @@ class RowBatches:
 
 
 def batches(rows: Tensor, size: int, generator: torch.Generator) -> RowBatches:
-    """Endless shuffled batches of `size` rows (all rows when there are fewer); each pass sees every row once but for the ragged end."""
+    """Endless shuffled batches of `size` rows (all rows when there are fewer); each pass sees every row once but for
+    the ragged end."""
     return RowBatches(rows, size, generator)
 
 
@@ -258,8 +279,12 @@ class Batches:
         return self.loader(next(self.rows), self.generator)
 
     def state(self) -> dict[str, Tensor]:
-        return {f"rows/{name}": value for name, value in self.rows.state().items()} | {"drawn": self.generator.get_state()}
+        return {f"rows/{name}": value for name, value in self.rows.state().items()} | {
+            "drawn": self.generator.get_state()
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.rows.restore({name.removeprefix("rows/"): value for name, value in state.items() if name.startswith("rows/")})
+        self.rows.restore(
+            {name.removeprefix("rows/"): value for name, value in state.items() if name.startswith("rows/")}
+        )
         self.generator.set_state(state["drawn"])

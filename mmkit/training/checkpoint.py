@@ -1,4 +1,5 @@
-"""A long run kept at its checks, so that a killed process goes on where it was: with the same numbers as one that was never killed."""
+"""A long run kept at its checks, so that a killed process goes on where it was: with the same numbers as one that was
+never killed."""
 
 import json
 import math
@@ -14,10 +15,12 @@ from mmkit.errors import MmkitError
 
 
 class Checkpoint:
-    """One file that holds model, optimizer, best weights, random streams, history, cost and step of one stage of training.
+    """One file that holds model, optimizer, best weights, random streams, history, cost and step of one stage of
+    training.
 
-    about: what the run depends on (code, data, settings), as JSON values. Raises MmkitError when the file is of another run, with what differs;
-    a file that is damaged is said to be so and training starts anew. Hooks keep their own state, which is not kept here."""
+    about: what the run depends on (code, data, settings), as JSON values. Raises MmkitError when the file is of
+    another run, with what differs; a file that is damaged is said to be so and training starts anew. Hooks keep
+    their own state, which is not kept here."""
 
     def __init__(self, path: Path, about: dict):
         self.path, self.about = Path(path), json.loads(json.dumps(about, sort_keys=True))
@@ -50,7 +53,9 @@ class Checkpoint:
     def _require_same(self, about: dict) -> None:
         differing = sorted(key for key in about.keys() | self.about.keys() if about.get(key) != self.about.get(key))
         if differing:
-            raise MmkitError(f"the checkpoint {self.path} is of another run ({', '.join(differing)} differ): remove it, or name another folder")
+            raise MmkitError(
+                f"the checkpoint {self.path} is of another run ({', '.join(differing)} differ): remove it, or name another folder"
+            )
 
 
 def _snapshot(state, phase, batches) -> tuple[dict[str, torch.Tensor], dict]:

@@ -15,7 +15,8 @@ import mmkit.core  # noqa: F401  its operators, whose FLOPs are told to the coun
 
 @dataclass
 class Phase:
-    """One stage of training (pretraining of an encoder, fusion, everything). What came from the cache keeps the cost of the run that made it."""
+    """One stage of training (pretraining of an encoder, fusion, everything). What came from the cache keeps the cost of
+    the run that made it."""
 
     flops: float = 0.0
     seconds: float = 0.0
@@ -24,13 +25,13 @@ class Phase:
     flops_a_step: float = 0.0
 
     def add_step(self, trained: Sequence[Tensor], flops: float | None) -> None:
-        """One more step that trained these parameters. flops: as counted on it; None takes those of the step that was counted last."""
+        """One more step that trained these parameters. flops: as counted on it; None takes those of the step that was
+        counted last."""
         if flops is not None:
             self.flops_a_step = flops
             self.parameters_trained = max(self.parameters_trained, sum(p.numel() for p in trained))
         self.flops += self.flops_a_step
         self.steps += 1
-
 
     def as_dict(self) -> dict:
         """For a record."""
@@ -39,9 +40,10 @@ class Phase:
 
 @dataclass
 class Cost:
-    """The sum over phases. FLOPs are counted on the first step of each phase and whenever other parameters are trained, and summed over the
-    steps that ran (a multiply-add is two FLOPs); seconds are wall time of training, evaluation left out; bytes are peak resident memory.
-    parameters_total counts the model that comes out; a phase may train more, such as the decoder that pretraining throws away."""
+    """The sum over phases. FLOPs are counted on the first step of each phase and whenever other parameters are trained,
+    and summed over the steps that ran (a multiply-add is two FLOPs); seconds are wall time of training, evaluation
+    left out; bytes are peak resident memory. parameters_total counts the model that comes out; a phase may train
+    more, such as the decoder that pretraining throws away."""
 
     phases: dict[str, Phase] = field(default_factory=dict)
     peak_bytes: int = 0
@@ -72,14 +74,25 @@ class Cost:
 
 
 def _register(operator, formula: Callable[..., int]) -> None:
-    """Tell PyTorch's counter, which does not see into the core's operators; formulas take the shapes of the operator's tensors."""
+    """Tell PyTorch's counter, which does not see into the core's operators; formulas take the shapes of the operator's
+    tensors."""
     register_flop_formula(operator)(lambda *shapes, **_: formula(*shapes))
 
 
 _register(torch.ops.mmkit.contrastive_sums, lambda image, texts, *_: 2 * image[0] * texts[0] * texts[1])
-_register(torch.ops.mmkit.contrastive_products, lambda image, texts, *_: 6 * image[0] * texts[0] * texts[1])  # the scores again, and two products
-_register(torch.ops.mmkit.sigmoid_pass, lambda image, texts, scale, bias, first, wanted, *_: (6 if wanted else 2) * image[0] * texts[0] * texts[1])
-_register(torch.ops.mmkit.cross_entropy_pass, lambda hidden, weight, bias, target, sizes, smoothing, wanted, *_: (6 if wanted else 2) * hidden[0] * weight[0] * weight[1])
+_register(
+    torch.ops.mmkit.contrastive_products, lambda image, texts, *_: 6 * image[0] * texts[0] * texts[1]
+)  # the scores again, and two products
+_register(
+    torch.ops.mmkit.sigmoid_pass,
+    lambda image, texts, scale, bias, first, wanted, *_: (6 if wanted else 2) * image[0] * texts[0] * texts[1],
+)
+_register(
+    torch.ops.mmkit.cross_entropy_pass,
+    lambda hidden, weight, bias, target, sizes, smoothing, wanted, *_: (
+        (6 if wanted else 2) * hidden[0] * weight[0] * weight[1]
+    ),
+)
 
 
 def flops_of(call: Callable[[], object]) -> float:

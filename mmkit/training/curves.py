@@ -10,9 +10,11 @@ from mmkit.errors import MmkitError
 
 
 def curves(where: str) -> AbstractContextManager:
-    """TensorBoard's writer for one stage of training, where `MMKIT_TENSORBOARD` names a folder; otherwise None, and nothing is imported or written.
+    """TensorBoard's writer for one stage of training, where `MMKIT_TENSORBOARD` names a folder; otherwise None, and
+    nothing is imported or written.
 
-    `component, fusion` goes to `component/fusion`, the second time to `component/fusion-2`. Raises MmkitError when TensorBoard is not installed."""
+    `component, fusion` goes to `component/fusion`, the second time to `component/fusion-2`. Raises MmkitError when
+    TensorBoard is not installed."""
     base = os.environ.get("MMKIT_TENSORBOARD")
     if not base:
         return nullcontext()

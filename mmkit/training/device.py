@@ -6,7 +6,8 @@ from mmkit.errors import MmkitError, unknown
 
 
 def device(choice: str = "auto") -> tuple[torch.device, str]:
-    """The device and the reason in words. choice: auto, cpu, cuda or mps; an asked-for device that is not there is an error."""
+    """The device and the reason in words. choice: auto, cpu, cuda or mps; an asked-for device that is not there is an
+    error."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if choice != "auto":
         if choice not in there:
@@ -16,4 +17,8 @@ def device(choice: str = "auto") -> tuple[torch.device, str]:
         return torch.device(choice), "asked for"
     if there["cuda"]:
         return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} is available"
-    return torch.device("cpu"), "auto: no CUDA device; runs on mps only when asked, since its results are not tested" if there["mps"] else "auto: no CUDA device"
+    return torch.device(
+        "cpu"
+    ), "auto: no CUDA device; runs on mps only when asked, since its results are not tested" if there[
+        "mps"
+    ] else "auto: no CUDA device"

@@ -24,7 +24,8 @@ EVERYTHING = (Group(),)
 
 
 def assign(model: nn.Module, groups: Sequence[Group]) -> dict[str, Group | None]:
-    """The group of each parameter by name: the first that matches, None for a parameter that no group names, which is frozen.
+    """The group of each parameter by name: the first that matches, None for a parameter that no group names, which is
+    frozen.
 
     Raises MmkitError for a pattern that matches no parameter, with the nearest part's name."""
     names = [name for name, _ in model.named_parameters()]

@@ -1,6 +1,7 @@
 """Hooks: objects with methods named after moments of a step, each given the `State` of the loop.
 
-Moments: before_step, after_backward, after_step, after_check. A hook holds state of its own, so it is made anew for every run.
+Moments: before_step, after_backward, after_step, after_check. A hook holds state of its own, so it is made anew for
+every run.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ def check(hooks: Sequence[object]) -> None:
     """Raise MmkitError for a hook that has no method of a known name."""
     for hook in hooks:
         if not any(callable(getattr(hook, moment, None)) for moment in MOMENTS):
-            raise MmkitError(f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a moment")
+            raise MmkitError(
+                f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a moment"
+            )
 
 
 def call(hooks: Sequence[object], moment: str, state) -> None:
@@ -45,9 +48,11 @@ class EarlyStopping:
 
 
 class Unfreeze:
-    """Progressive unfreezing (ULMFiT, arXiv 1801.06146): one more layer learns every `every` steps, in the order of `patterns`.
+    """Progressive unfreezing (ULMFiT, arXiv 1801.06146): one more layer learns every `every` steps, in the order of
+    `patterns`.
 
-    Raises MmkitError for a pattern that matches nothing, and at the first step when the last layer's turn comes after the last step."""
+    Raises MmkitError for a pattern that matches nothing, and at the first step when the last layer's turn comes
+    after the last step."""
 
     def __init__(self, patterns: Sequence[str], *, every: int):
         if every < 1 or not patterns:
@@ -59,7 +64,9 @@ class Unfreeze:
             assign(state.model, [Group(pattern) for pattern in self.patterns])
             last = (len(self.patterns) - 1) * self.every
             if last >= state.steps:
-                raise MmkitError(f"{self.patterns[-1]!r} would thaw at step {last} of {state.steps}: lower every={self.every}")
+                raise MmkitError(
+                    f"{self.patterns[-1]!r} would thaw at step {last} of {state.steps}: lower every={self.every}"
+                )
         if state.step % self.every == 0:
             awake = self.patterns[: 1 + state.step // self.every]
             for name, parameter in state.model.named_parameters():
@@ -81,11 +88,14 @@ class WeightAverage:
         if self.weights is None:
             self.weights = {name: value.clone() for name, value in current.items()}
         for name, value in current.items():
-            self.weights[name] = torch.lerp(value, self.weights[name], self.decay) if value.is_floating_point() else value.clone()
+            self.weights[name] = (
+                torch.lerp(value, self.weights[name], self.decay) if value.is_floating_point() else value.clone()
+            )
 
 
 class RankAllocation:
-    """AdaLoRA's reallocation of ranks (arXiv 2303.10512) after every step; tuner: peft's `AdaLoraModel`, which reads the gradients."""
+    """AdaLoRA's reallocation of ranks (arXiv 2303.10512) after every step; tuner: peft's `AdaLoraModel`, which reads
+    the gradients."""
 
     def __init__(self, tuner: nn.Module):
         if not hasattr(tuner, "update_and_allocate"):
@@ -94,5 +104,3 @@ class RankAllocation:
 
     def after_step(self, state) -> None:
         self.tuner.update_and_allocate(state.step)
-
-

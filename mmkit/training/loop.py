@@ -1,4 +1,5 @@
-"""The training loop, in the open: batch, loss, gradient, step; hooks at named moments; a stop when a loss is not finite."""
+"""The training loop, in the open: batch, loss, gradient, step; hooks at named moments; a stop when a loss is not
+finite."""
 
 import math
 import time
@@ -66,11 +67,13 @@ def train(
 ) -> tuple[Phase, list[dict]]:
     """Train the parameters that `groups` name for `steps` steps of AdamW; the others are frozen.
 
-    objective: (model, batch) -> scalar loss. schedule: step, steps -> a multiple of lr. hooks: see `mmkit.training.hooks`. autocast: the context
-    of the forward pass, for mixed precision. clip: the largest norm of all gradients. validate: model -> a score, higher is better, taken `checks`
-    times; keep_best: whether the best weights by it are kept. checkpoint: where a long run is kept at its checks, and resumed from.
+    objective: (model, batch) -> scalar loss. schedule: step, steps -> a multiple of lr. hooks: see
+    `mmkit.training.hooks`. autocast: the context of the forward pass, for mixed precision. clip: the largest norm of
+    all gradients. validate: model -> a score, higher is better, taken `checks` times; keep_best: whether the best
+    weights by it are kept. checkpoint: where a long run is kept at its checks, and resumed from.
 
-    Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite, saying where.
+    Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite,
+    saying where.
     """
     moments.check(hooks)
     optimizer = torch.optim.AdamW(parameter_groups(model, groups, lr), fused=True)
@@ -123,7 +126,8 @@ def train(
 
 
 def set_modes(model: nn.Module) -> None:
-    """Training mode; but a part of which nothing is trained is put in evaluation mode: no dropout, no batch-norm updates."""
+    """Training mode; but a part of which nothing is trained is put in evaluation mode: no dropout, no batch-norm
+    updates."""
     model.train()
     for part in model.children():
         parameters = list(part.parameters())
@@ -135,7 +139,9 @@ def _require_finite(state: State, where: str) -> None:
     if not torch.isfinite(state.loss):
         lr = max(group["initial_lr"] for group in state.optimizer.param_groups)
         place = f"{where}, step {state.step} of {state.steps}"
-        raise MmkitError(f"the loss became {state.loss.item()} in {place}: lower lr (now {lr:g}) or look for NaN in the inputs")
+        raise MmkitError(
+            f"the loss became {state.loss.item()} in {place}: lower lr (now {lr:g}) or look for NaN in the inputs"
+        )
 
 
 def _check(state: State, validate: Callable[[nn.Module], float], *, keep_best: bool, where: str) -> None:

@@ -22,7 +22,9 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(batch.inputs)
     if batch.target is None or batch.target.shape != logits.shape[:1]:
         given = None if batch.target is None else tuple(batch.target.shape)
-        raise MmkitError(f"cross-entropy of logits {tuple(logits.shape)} needs targets ({len(logits)},), got {given}: check the loader's target")
+        raise MmkitError(
+            f"cross-entropy of logits {tuple(logits.shape)} needs targets ({len(logits)},), got {given}: check the loader's target"
+        )
     if batch.weight is None:
         return F.cross_entropy(logits, batch.target)
     losses = F.cross_entropy(logits, batch.target, reduction="none")
@@ -40,7 +42,9 @@ def distilled(objective: Objective, teacher: nn.Module, *, alpha: float = 0.5, t
             wanted = teacher(batch.inputs)
         student = model(batch.inputs)
         if wanted.shape != student.shape:
-            raise MmkitError(f"the teacher gives {tuple(wanted.shape)} and the student {tuple(student.shape)}: take a teacher of the same classes")
+            raise MmkitError(
+                f"the teacher gives {tuple(wanted.shape)} and the student {tuple(student.shape)}: take a teacher of the same classes"
+            )
         wanted, student = F.log_softmax(wanted / temperature, 1), F.log_softmax(student / temperature, 1)
         match = F.kl_div(student, wanted, reduction="batchmean", log_target=True) * temperature**2
         return (1 - alpha) * objective(model, batch) + alpha * match
@@ -48,16 +52,22 @@ def distilled(objective: Objective, teacher: nn.Module, *, alpha: float = 0.5, t
     return loss
 
 
-def adversarial(objective: Objective, *, modality: str, size: float, low: float = 0.0, high: float = 255.0) -> Objective:
-    """The mean of the loss on the input and on the input moved by `size` along the sign of its gradient (FGSM, arXiv 1412.6572).
+def adversarial(
+    objective: Objective, *, modality: str, size: float, low: float = 0.0, high: float = 255.0
+) -> Objective:
+    """The mean of the loss on the input and on the input moved by `size` along the sign of its gradient (FGSM, arXiv
+    1412.6572).
 
-    size, low, high: in the units of the raw input. Raises MmkitError for a modality the batch does not have or that is already encoded."""
+    size, low, high: in the units of the raw input. Raises MmkitError for a modality the batch does not have or that
+    is already encoded."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         if modality not in batch.inputs:
             raise unknown("modality to attack", modality, batch.inputs)
         if not isinstance(batch.inputs[modality], Tensor):
-            raise MmkitError(f"{modality!r} comes encoded from a frozen encoder: an attack needs its raw input, so train the encoder, too")
+            raise MmkitError(
+                f"{modality!r} comes encoded from a frozen encoder: an attack needs its raw input, so train the encoder, too"
+            )
         leaf = batch.inputs[modality].float().requires_grad_()
         x = leaf.clone()  # the FLOP counter cannot follow a gradient to a leaf that a module takes
         clean = objective(model, batch.with_input(modality, x))
@@ -85,7 +95,8 @@ def mutual(models: nn.ModuleDict, batch: Batch) -> Tensor:
 
 
 def multi_task(weights: Mapping[str, float]) -> Objective:
-    """The weighted sum of a cross-entropy for each task; model and target give one tensor a task, by name. A target of -1 is unknown."""
+    """The weighted sum of a cross-entropy for each task; model and target give one tensor a task, by name. A target of
+    -1 is unknown."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         logits = model(batch.inputs)

@@ -23,8 +23,9 @@ from mmkit.training.seeds import seeded, stream
 class Part:
     """A part of a model that a run makes: an encoder of a modality, or a task's own decoder.
 
-    build: () -> the module, its first weights drawn from the global generator. pretext: module -> its pretext task (`mmkit.training.pretext`),
-    None for a part that cannot be pretrained alone. role: the texts it learns from, None for every role."""
+    build: () -> the module, its first weights drawn from the global generator. pretext: module -> its pretext task
+    (`mmkit.training.pretext`), None for a part that cannot be pretrained alone. role: the texts it learns from, None
+    for every role."""
 
     build: Callable[[], nn.Module]
     pretext: Callable[[nn.Module], nn.Module] | None = None
@@ -32,9 +33,11 @@ class Part:
 
 
 class Reconstruction(nn.Module):
-    """An image with patches blanked out goes through the encoder's summary and back to 16 x 16 pixels: mean squared error over all of them.
+    """An image with patches blanked out goes through the encoder's summary and back to 16 x 16 pixels: mean squared
+    error over all of them.
 
-    The bottleneck makes the summary hold the scene (compare masked autoencoders, arXiv 2111.06377, which keep the tokens)."""
+    The bottleneck makes the summary hold the scene (compare masked autoencoders, arXiv 2111.06377, which keep the
+    tokens)."""
 
     SIDE = 16
 
@@ -51,7 +54,8 @@ class Reconstruction(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Cross-entropy of the words that were hidden, and of no others (BERT, arXiv 1810.04805, without its random replacements)."""
+    """Cross-entropy of the words that were hidden, and of no others (BERT, arXiv 1810.04805, without its random
+    replacements)."""
 
     def __init__(self, encoder: nn.Module, vocabulary: int, *, ratio: float = 0.25):
         super().__init__()

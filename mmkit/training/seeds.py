@@ -7,12 +7,14 @@ from torch import Tensor
 
 
 def stream(seed: int, name: str) -> torch.Generator:
-    """The generator of one named stream of a seed: different names give unrelated numbers, and no stream depends on another's use."""
+    """The generator of one named stream of a seed: different names give unrelated numbers, and no stream depends on
+    another's use."""
     return torch.Generator().manual_seed((seed * 2_654_435_761 + zlib.crc32(name.encode())) % 2**63)
 
 
 def seeded(seed: int, name: str, call, *args, **options):
-    """`call(*args, **options)` with the global generators set to a stream, and put back afterwards: equal first weights, equal dropout."""
+    """`call(*args, **options)` with the global generators set to a stream, and put back afterwards: equal first
+    weights, equal dropout."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(stream(seed, name).initial_seed())
         return call(*args, **options)

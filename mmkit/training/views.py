@@ -16,7 +16,8 @@ _ids: WeakKeyDictionary[Dataset, dict] = WeakKeyDictionary()
 
 
 def array_view(dataset: Dataset, name: str, *, required: bool = True) -> View:
-    """An array of the set, such as its images: an entry is a row of the array. An empty entry is grey (unsigned integers) or zero."""
+    """An array of the set, such as its images: an entry is a row of the array. An empty entry is grey (unsigned
+    integers) or zero."""
     rows = torch.from_numpy(np.asarray(dataset.array_rows(name)))
     start = torch.cat([torch.zeros(1, dtype=torch.int64), (rows >= 0).cumsum(0)])
     item = (rows >= 0).nonzero()[:, 0]
@@ -27,8 +28,11 @@ def array_view(dataset: Dataset, name: str, *, required: bool = True) -> View:
     return View(dataset, name, start, read, _empty_array, required=required)
 
 
-def text_view(dataset: Dataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str, required: bool = True) -> View:
-    """The texts of one role and language as ids (B, L), cut to the longest of a batch. Token ids are cached per data set and tokenizer.
+def text_view(
+    dataset: Dataset, tokenizer: Callable[[list[str]], Tensor], *, role: str, language: str, required: bool = True
+) -> View:
+    """The texts of one role and language as ids (B, L), cut to the longest of a batch. Token ids are cached per data
+    set and tokenizer.
 
     An empty text is a single unknown word."""
     cached, key = _ids.setdefault(dataset, {}), (getattr(tokenizer, "__self__", tokenizer), role, language)

@@ -22,8 +22,9 @@ def encode_all(
 ) -> Encoded:
     """`encoder` over `count` inputs, in order, on the CPU afterwards.
 
-    take: positions (B,) -> raw input. tokens: False keeps only the summaries. half: tokens are kept in half precision. batch: None takes 16 on a CPU,
-    where a small batch stays in its caches, and 256 elsewhere. Raises MmkitError when a feature is not finite, saying which."""
+    take: positions (B,) -> raw input. tokens: False keeps only the summaries. half: tokens are kept in half
+    precision. batch: None takes 16 on a CPU, where a small batch stays in its caches, and 256 elsewhere. Raises
+    MmkitError when a feature is not finite, saying which."""
     encoder.eval()
     batch = batch or (16 if next(encoder.parameters()).device.type == "cpu" else 256)
     parts = []
@@ -44,4 +45,6 @@ def _require_finite(encoder: nn.Module, out: Encoded, start: int, count: int) ->
     if bad.any():
         which = f"input {start + int(bad.nonzero()[0])} of {count}"
         kind = type(encoder).__name__
-        raise MmkitError(f"the features of {which} are not finite (encoder {kind}): look for damage in that input or NaN in the weights")
+        raise MmkitError(
+            f"the features of {which} are not finite (encoder {kind}): look for damage in that input or NaN in the weights"
+        )
