@@ -119,16 +119,6 @@ class Dataset:
         """Which rows belong together (a photo, a patient), (B,) int64 codes of `group`; what an interval resamples."""
         return self._group_codes[self._valid(rows)]
 
-    @property
-    def arrays(self):
-        return {"image": self.images} if len(self.images) else {}
-
-    def array_rows(self, name):
-        return self._image_rows
-
-    def read(self, name, rows):
-        return self.pixels(rows)
-
     @cached_property
     def _group_codes(self) -> np.ndarray:
         return pd.factorize(self.items["group"])[0].astype(np.int64)
