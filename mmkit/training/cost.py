@@ -95,9 +95,34 @@ _register(
 )
 
 
+def _attention(query, key, value, *_, **__) -> int:
+    """Q K^T, and the weights times V."""
+    batch, heads, tokens, dim = query
+    return 2 * batch * heads * tokens * key[2] * (dim + value[3])
+
+
+def _attention_backward(grad, query, key, value, *_, **__) -> int:
+    """Two products for each of the forward pass; that some kernels make the scores again is not counted."""
+    return 2 * _attention(query, key, value)
+
+
+# Which kernel computes attention depends on the device, the mask and the torch release, and not every release counts
+# every kernel. These formulas count the same for all of them, and the same as for plain matrix products.
+KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+ATTENTION = {}
+for _kernel in KERNELS:
+    ATTENTION[getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}")] = _attention
+    ATTENTION[getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}_backward")] = _attention_backward
+
+
+def flop_counter() -> FlopCounterMode:
+    """A context that counts the FLOPs of what runs in it, a multiply-add being two, whatever the torch release."""
+    return FlopCounterMode(display=False, custom_mapping=ATTENTION)
+
+
 def flops_of(call: Callable[[], object]) -> float:
-    """The FLOPs of a call, a multiply-add being two."""
-    with FlopCounterMode(display=False) as counter:
+    """The FLOPs of a call."""
+    with flop_counter() as counter:
         call()
     return float(counter.get_total_flops())
 

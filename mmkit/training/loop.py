@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mmkit.errors import MmkitError
 from mmkit.training import hooks as moments
 from mmkit.training.batch import Batch
 from mmkit.training.checkpoint import Checkpoint
-from mmkit.training.cost import Phase
+from mmkit.training.cost import Phase, flop_counter
 from mmkit.training.curves import curves
 from mmkit.training.groups import EVERYTHING, Group, parameter_groups
 from mmkit.training.objectives import Objective
@@ -90,7 +89,7 @@ def train(
             moments.call(hooks, "before_step", state)
 
             counting = state.recount
-            with FlopCounterMode(display=False) if counting else nullcontext() as counter:
+            with flop_counter() if counting else nullcontext() as counter:
                 with autocast():
                     state.loss = objective(model, next(batches))
                 state.loss.backward()
