@@ -18,7 +18,7 @@ _ids: WeakKeyDictionary[Dataset, dict] = WeakKeyDictionary()
 def array_view(dataset: Dataset, name: str, *, required: bool = True) -> View:
     """An array of the set, such as its images: an entry is a row of the array. An empty entry is grey (unsigned
     integers) or zero."""
-    rows = torch.from_numpy(np.asarray(dataset.array_rows(name)))
+    rows = torch.from_numpy(np.array(dataset.array_rows(name)))  # a copy: a column of a table cannot be written to
     start = torch.cat([torch.zeros(1, dtype=torch.int64), (rows >= 0).cumsum(0)])
     item = (rows >= 0).nonzero()[:, 0]
 
