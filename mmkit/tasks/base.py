@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkit.data import Dataset
+from mmkit.data.rules import PAIRED
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score
 from mmkit.models.text import vocabulary
@@ -16,12 +17,15 @@ class Task:
     """Data, an objective and metrics.
 
     name; metric: the score that chooses weights, higher is better; modalities: what a model of the task reads, by
-    name: `text`, or an array of the data set. alone: whether a single modality has an objective of its own.
+    name: `text`, or an array of the data set. needs: those without which an item has no meaning in the task; of the
+    others an item is shown an empty one where the set says that it may lack it. alone: whether a single modality has
+    an objective of its own.
     can_mine: whether batches of hard negatives can be made. words: the task's own tokenizer, None for the encoders'.
     fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored."""
 
     name = metric = ""
     modalities: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     alone = can_mine = False
     fusion, language, role = "concat", "en", "caption"
     words: Callable[[list[str]], Tensor] | None = None
@@ -65,11 +69,12 @@ class Task:
 
     def view(self, modality: str, words) -> View:
         """One modality of the task. Raises MmkitError for one that the data set does not have."""
+        required = modality in self.needs or modality in self.dataset.card.get("required", PAIRED)
         if modality == "text":
-            return text_view(self.dataset, words, role=self.role, language=self.language)
+            return text_view(self.dataset, words, role=self.role, language=self.language, required=required)
         if modality not in self.dataset.arrays:
             raise unknown(f"modality of {self.dataset.name!r}", modality, [*self.dataset.arrays, "text"])
-        return array_view(self.dataset, modality)
+        return array_view(self.dataset, modality, required=required)
 
     def targets(self, words):
         """What the loader hands on as the target: (N, ...), one per task by name, a View, or None."""

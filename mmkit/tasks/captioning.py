@@ -36,7 +36,8 @@ class Captioning(Task):
     captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
     """
 
-    name, metric, fusion, language, modalities = "captioning", "cider_d", "cross_attention", "en", ("image",)
+    name, metric, fusion, language = "captioning", "cider_d", "cross_attention", "en"
+    modalities, needs = ("image",), ("image",)
 
     def __init__(
         self, dataset: Dataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,

@@ -27,7 +27,7 @@ class Retrieval(Task):
     0.07 on. margin: of the hinge losses, on the cosine."""
 
     name, metric, fusion = "retrieval", "recall@1", "dual"
-    modalities, can_mine = ("image", "text"), True
+    modalities, needs, can_mine = ("image", "text"), ("image", "text"), True
 
     def __init__(
         self,
