@@ -5,7 +5,18 @@ import torch
 from torch import nn
 
 from mmkit.errors import MmkitError
-from mmkit.models import CNN, GRU, Average, DualEncoder, Encoded, FusionClassifier, SingleClassifier, TextTransformer, ViT, WordTokenizer
+from mmkit.models import (
+    CNN,
+    GRU,
+    Average,
+    Concat,
+    DualEncoder,
+    Encoded,
+    Multimodal,
+    TextTransformer,
+    ViT,
+    WordTokenizer,
+)
 from mmkit.models.encoded import masked_mean
 from mmkit.models.fusion import FUSIONS, fusion
 from mmkit.models.vision import scaled
@@ -28,13 +39,13 @@ def close(one, two):
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------- what an encoder hands on
+# --------------------------------------------------------------------------------------------- what an encoder hands on
 
 
 def test_rows_and_blank_of_an_encoding():
     encoded = Encoded(torch.randn(4, 2, 3), torch.tensor([[True, False]] * 4), torch.randn(4, 5))
     picked = encoded.rows(torch.tensor([2, 0]))
-    assert picked.tokens.equal(encoded.tokens[[2, 0]]) and picked.mask.equal(encoded.mask[[2, 0]]) and picked.summary.equal(encoded.summary[[2, 0]])
+    assert all(part.equal(whole[[2, 0]]) for part, whole in zip(picked, encoded))
     assert encoded.rows(slice(1, 2)).summary.shape == (1, 5)
     blank = encoded.blank()
     assert not blank.tokens.any() and not blank.summary.any() and blank.mask.equal(encoded.mask)
@@ -72,7 +83,9 @@ def test_image_encoders_tell_where_things_are(name):
 
 
 def test_pixels_are_scaled_and_larger_images_averaged():
-    assert scaled(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 2, 2), 2).unique().tolist() == [-1, 1]
+    assert scaled(
+        torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 2, 2), 2
+    ).unique().tolist() == [-1, 1]
     blocks = pixels(size=8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     assert scaled(blocks, 8).shape == (3, 3, 8, 8) and scaled(pixels(), 16).abs().max() <= 1
     assert scaled(torch.full((1, 3, 48, 32), 255, dtype=torch.uint8), 32).shape == (1, 3, 32, 32)
@@ -93,7 +106,10 @@ def test_a_size_that_does_not_suit_the_cnn(size):
 def test_text_encoders(name):
     encoder = build(TEXT[name], 20)
     encoded = encoder(IDS)
-    assert encoded.tokens.shape == (3, 5, 64) == (3, 5, encoder.dim) and encoded.summary.shape == (3, encoder.summary_dim)
+    assert encoded.tokens.shape == (3, 5, 64) == (3, 5, encoder.dim) and encoded.summary.shape == (
+        3,
+        encoder.summary_dim,
+    )
     assert encoded.mask.equal(IDS != 0)
     close(encoded.summary, masked_mean(encoded.tokens, encoded.mask))
 
@@ -106,7 +122,9 @@ def test_padding_never_changes_an_encoding(name, train):
     close(longer.summary, encoded.summary)
     close(longer.tokens[:, :5][encoded.mask], encoded.tokens[encoded.mask])
     for row, length in enumerate((3, 5, 1)):
-        close(encoder(IDS[row : row + 1, :length]).summary, encoded.summary[row : row + 1])  # nor does the company of longer texts
+        close(
+            encoder(IDS[row : row + 1, :length]).summary, encoded.summary[row : row + 1]
+        )  # nor does the company of longer texts
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -143,70 +161,121 @@ def test_a_tokenizer_needs_words():
         WordTokenizer(["  "])
 
 
-# ---------------------------------------------------------------------------------------------- two modalities joined
+# ---------------------------------------------------------------------------------------------- modalities joined
 
 
-def joined(name, classes=4):
-    image, text = build(CNN), build(TextTransformer, 20)
-    return build(FusionClassifier, image, text, build(fusion_of, name, image, text), classes)
+def inputs(**changed):
+    """Three images and their texts."""
+    return {"image": pixels(), "text": IDS} | changed
 
 
-def fusion_of(name, image, text):
-    return fusion(name, image, text, dim=32)
+def joined(name, classes=4, **encoders):
+    encoders = encoders or {"image": build(CNN), "text": build(TextTransformer, 20)}
+
+    def made():
+        mixed = fusion(name, encoders, dim=32)
+        return Multimodal(encoders, mixed, nn.Linear(mixed.dim, classes))
+
+    return build(made)
+
+
+def three(name):
+    """A third modality beside image and text."""
+    return joined(name, image=build(CNN), sound=build(ViT), text=build(GRU, 20))
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_fusion_classifier_takes_raw_and_encoded_alike(name):
+def test_a_model_takes_raw_and_encoded_inputs_alike(name):
     model = joined(name)
     image, text = model.image(pixels()), model.text(IDS)
-    logits = model(pixels(), IDS)
+    logits = model(inputs())
     assert logits.shape == (3, 4)
-    for given in ((image, text), (pixels(), text), (image, IDS)):
-        close(model(*given), logits)
+    for given in (inputs(image=image, text=text), inputs(text=text), inputs(image=image)):
+        close(model(given), logits)
     assert {part for part, _ in model.named_children()} == {"image", "text", "fusion", "head"}
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_fusion_looks_at_both_modalities_and_at_no_padding(name):
+def test_fusion_looks_at_every_modality_and_at_no_padding(name):
     model = joined(name)
-    image, text = model.encode(pixels(), IDS)
-    logits = model(image, text)
-    assert (model(image.blank(), text) - logits).abs().max() > 1e-3 and (model(image, text.blank()) - logits).abs().max() > 1e-3
+    encoded = model.encode(inputs())
+    image, text = encoded["image"], encoded["text"]
+    logits = model(encoded)
+    for modality, x in encoded.items():
+        assert (model(encoded | {modality: x.blank()}) - logits).abs().max() > 1e-3
     noisy = text._replace(tokens=torch.where(text.mask[..., None], text.tokens, 1e3))
-    close(model(image, noisy), logits)
-    extra = Encoded(torch.cat([image.tokens, torch.full((3, 2, 64), 50.0)], 1), torch.cat([image.mask, torch.zeros(3, 2, dtype=torch.bool)], 1), image.summary)
-    close(model(extra, text), logits)
+    close(model(encoded | {"text": noisy}), logits)
+    extra = Encoded(
+        torch.cat([image.tokens, torch.full((3, 2, 64), 50.0)], 1),
+        torch.cat([image.mask, torch.zeros(3, 2, dtype=torch.bool)], 1),
+        image.summary,
+    )
+    close(model(encoded | {"image": extra}), logits)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_any_number_of_modalities_is_fused(name):
+    given = inputs(sound=pixels(seed=1))
+    model = three(name)
+    encoded = model.encode(given)
+    assert list(encoded) == ["image", "sound", "text"] and model(given).shape == (3, 4)
+    for modality, x in encoded.items():
+        assert (model(encoded | {modality: x.blank()}) - model(given)).abs().max() > 1e-4, modality
 
 
 def test_only_cross_attention_reads_tokens():
     for name in FUSIONS:
         model = joined(name)
-        image, text = model.encode(pixels(), IDS)
-        other = image._replace(tokens=image.tokens.flip(0))
-        assert torch.equal(model(other, text), model(image, text)) == (name != "cross_attention")
+        encoded = model.encode(inputs())
+        other = encoded["image"]._replace(tokens=encoded["image"].tokens.flip(0))
+        same = torch.equal(model(encoded | {"image": other}), model(encoded))
+        assert same == (name != "cross_attention")
 
 
-def test_gradients_reach_every_parameter_of_every_fusion():
-    for name in FUSIONS:
-        model = joined(name).train()
-        model(pixels(), IDS).square().sum().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "in_proj_bias" not in n and "to_summary.bias" not in n), name
+@pytest.mark.parametrize("make", [joined, three])
+@pytest.mark.parametrize("name", FUSIONS)
+def test_gradients_reach_every_parameter_of_every_fusion(name, make):
+    model = make(name).train()
+    model(inputs(sound=pixels(seed=1))).square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter_name.endswith("key.bias"):  # it moves all scores of a query alike: softmax does not see it
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
 
 
-def test_unknown_fusion_names_the_nearest():
-    with pytest.raises(MmkitError, match="unknown fusion 'crossattention': did you mean 'cross_attention'. there are concat, cross_attention, product"):
-        fusion("crossattention", None, None)
+def test_fusion_of_one_modality_is_a_hidden_layer_and_of_unknown_names_is_refused():
+    encoders = {"image": build(CNN)}
+    assert all(isinstance(fusion(name, encoders), Concat) for name in FUSIONS)
+    with pytest.raises(MmkitError, match="cross-attention needs two modalities or more, got image: take fusion='conca"):
+        FUSIONS["cross_attention"](encoders)
+    message = (
+        "unknown fusion 'crossattention': did you mean 'cross_attention'. there are concat, cross_attention, product"
+    )
+    with pytest.raises(MmkitError, match=message):
+        fusion("crossattention", encoders)
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
-def test_single_classifier_looks_at_one_modality(modality):
+def test_a_model_of_one_modality_looks_at_no_other(modality):
     encoder = build(CNN) if modality == "image" else build(GRU, 20)
-    model = build(SingleClassifier, modality, encoder, 4)
-    logits = model(pixels(), IDS)
-    assert logits.shape == (3, 4)
-    close(model(encoder(pixels()) if modality == "image" else None, encoder(IDS) if modality == "text" else None), logits)
-    others = model(pixels(seed=1), IDS), model(pixels(), IDS.flip(0))
+    model = joined("concat", **{modality: encoder})
+    logits = model(inputs())
+    assert logits.shape == (3, 4) and model.modalities == (modality,)
+    close(model({modality: encoder(inputs()[modality])}), logits)
+    others = model(inputs(image=pixels(seed=1))), model(inputs(text=IDS.flip(0)))
     assert [torch.equal(other, logits) for other in others] == [modality == "text", modality == "image"]
+
+
+@pytest.mark.parametrize("name", ["head", "fusion", "modalities", "train", "values", "two words", "sound.left"])
+def test_a_name_that_a_module_needs_for_itself_is_no_modality(name):
+    with pytest.raises(MmkitError, match=f"{name!r} cannot name a modality: take a name like 'audio' that no module"):
+        joined("concat", **{"image": build(CNN), name: build(CNN)})
+
+
+def test_an_input_that_is_missing_is_named():
+    with pytest.raises(
+        MmkitError, match="the model reads image, text, the batch has no 'text': add it to the loader's"
+    ):
+        joined("concat")({"image": pixels()})
 
 
 def test_average_is_the_mean_of_log_probabilities():
@@ -215,22 +284,25 @@ def test_average_is_the_mean_of_log_probabilities():
             super().__init__()
             self.logits = torch.tensor(probabilities).log() + 7
 
-        def forward(self, image, text):
+        def forward(self, inputs):
             return self.logits
 
     one, two = [[0.7, 0.2, 0.1]], [[0.1, 0.3, 0.6]]
     expected = torch.tensor(one).log() / 2 + torch.tensor(two).log() / 2
-    torch.testing.assert_close(Average([Fixed(one), Fixed(two)])(None, None), expected)
+    torch.testing.assert_close(Average([Fixed(one), Fixed(two)])({}), expected)
 
 
 def test_dual_encoder_gives_unit_vectors():
-    image, text = build(ViT), build(GRU, 20)
-    model = build(DualEncoder, image, text, dim=16, hidden=24)
-    vectors = model(pixels(), IDS)
-    for vector, alone in zip(vectors, (model.embed_image(image(pixels())), model.embed_text(text(IDS)))):
+    encoders = {"image": build(ViT), "text": build(GRU, 20), "sound": build(CNN)}
+    model = build(DualEncoder, encoders, dim=16, hidden=24)
+    given = inputs(sound=pixels(seed=1))
+    vectors = model(given)
+    assert list(vectors) == ["image", "text", "sound"]
+    for modality, vector in vectors.items():
         assert vector.shape == (3, 16)
         torch.testing.assert_close(vector.norm(dim=1), torch.ones(3))
-        close(alone, vector)
+        close(model.embed(modality, given[modality]), vector)
+        close(model.embed(modality, encoders[modality](given[modality])), vector)
     assert model.logit_scale.item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         model.head.logit_scale.fill_(50.0)
@@ -238,11 +310,11 @@ def test_dual_encoder_gives_unit_vectors():
 
 
 def test_batch_norm_scales_each_given_feature_by_itself_and_an_unknown_norm_is_refused():
-    image, text = build(CNN, size=32), build(TextTransformer, 20)
-    model = build(DualEncoder, image, text, norm="batch", hidden=24, dim=16)
-    unequal = torch.randn(64, image.summary_dim) * torch.logspace(-2, 2, image.summary_dim)
+    encoders = {"image": build(CNN, size=32), "text": build(TextTransformer, 20)}
+    model = build(DualEncoder, encoders, norm="batch", hidden=24, dim=16)
+    unequal = torch.randn(64, 128) * torch.logspace(-2, 2, 128)
     model.train()
-    scaled_alike = model.fusion[0][0](unequal)
+    scaled_alike = model.fusion.layers["image"][0](unequal)
     torch.testing.assert_close(scaled_alike[:, -64:].std(0, correction=0), torch.ones(64), rtol=1e-3, atol=1e-3)
     with pytest.raises(MmkitError, match="unknown norm 'bach': did you mean 'batch'"):
-        DualEncoder(image, text, norm="bach")
+        DualEncoder(encoders, norm="bach")

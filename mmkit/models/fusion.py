@@ -3,7 +3,7 @@
 Each module takes {modality: Encoded} and gives (B, D); it is built from {modality: encoder}, for the encoders' widths.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import torch
@@ -89,13 +89,22 @@ class CrossAttention(nn.Module):
         return self.mlp(answered)
 
 
+def require_names(modalities: Iterable[str], model: type[nn.Module] = nn.Module) -> None:
+    """Raise MmkitError for a name that a module needs for itself, so that no part can have it."""
+    taken = {"fusion", "head", "modalities", "training", *dir(nn.ModuleDict), *dir(model)}
+    for modality in modalities:
+        if not modality.isidentifier() or modality in taken:
+            raise MmkitError(f"{modality!r} cannot name a modality: take a name like 'audio' that no module uses")
+
+
 FUSIONS = {"concat": Concat, "product": Product, "cross_attention": CrossAttention}
 
 
 def fusion(name: str, encoders: Mapping[str, nn.Module], **options) -> nn.Module:
     """A fusion module by name. One modality has nothing to be fused with: it goes through `Concat`'s hidden layer.
-    Raises MmkitError for an unknown name."""
+    Raises MmkitError for an unknown name, and for a modality whose name a module needs for itself."""
     if name not in FUSIONS:
         raise unknown("fusion", name, FUSIONS)
+    require_names(encoders)
     kind = FUSIONS[name] if len(encoders) > 1 else Concat
     return kind(encoders, **options)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mmkit.errors import MmkitError, unknown
 from mmkit.models.encoded import Encoded
+from mmkit.models.fusion import require_names
 
 Inputs = Mapping[str, Tensor | Encoded]
 
@@ -27,9 +28,8 @@ class Multimodal(nn.Module):
 
     def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, head: nn.Module):
         super().__init__()
+        require_names(encoders, type(self))
         for modality, encoder in encoders.items():
-            if not modality.isidentifier() or modality in ("fusion", "head", "modalities") or hasattr(self, modality):
-                raise MmkitError(f"{modality!r} cannot name a modality: take a name like 'audio' that no module uses")
             self.add_module(modality, encoder)
         self.modalities, self.fusion, self.head = tuple(encoders), fusion, head
 
@@ -38,8 +38,9 @@ class Multimodal(nn.Module):
         encoded = {}
         for modality in self.modalities:
             if modality not in inputs:
+                reads = ", ".join(self.modalities)
                 raise MmkitError(
-                    f"the model reads {', '.join(self.modalities)}, the batch has no {modality!r}: add it to the loader's views"
+                    f"the model reads {reads}, the batch has no {modality!r}: add it to the loader's views"
                 )
             given = inputs[modality]
             encoded[modality] = given if isinstance(given, Encoded) else getattr(self, modality)(given)
