@@ -6,7 +6,7 @@ from mmkit.strategies.balance import blended, has_own_losses, modulated, own_los
 from mmkit.strategies.encoders import Encoders
 from mmkit.strategies.ensembles import Combination, averaged, better
 from mmkit.strategies.run import interpolate
-from mmkit.strategies.strategy import Fitting, Stage, Strategy, nothing_alone, single
+from mmkit.strategies.strategy import Fitting, Stage, Strategy, single
 from mmkit.training import Group, Loader, stream
 
 NEW = (Group("fusion.*"), Group("head.*"))  # what only pairs can train
@@ -34,6 +34,10 @@ def shuffled(loader: Loader, fitting: Fitting) -> Loader:
 def hardest_negatives(fitting: Fitting):
     """Batches of each other's hardest negatives, by the model as the stage finds it."""
     return fitting.task.mined(fitting)
+
+
+def no_loss_alone(task) -> str | None:
+    return None if task.alone else "a modality alone has no loss there"
 
 
 def cannot_mine(task) -> str | None:
@@ -99,21 +103,21 @@ ARMS = {
             "as scratch, with each modality's own loss beside the joint one",
             stages=(Stage("joint", wrap=own_losses),),
             prepare=has_own_losses,
-            undefined=nothing_alone,
+            undefined=no_loss_alone,
         ),
         Strategy(
             "grad_blend",
             "as joint_plus_unimodal, each loss weighted by its gain over its overfitting, measured first (arXiv 1905.12681)",
             stages=(Stage("joint", wrap=own_losses),),
             prepare=blended,
-            undefined=nothing_alone,
+            undefined=no_loss_alone,
         ),
         Strategy(
             "ogm_ge",
             "as scratch, the leading modality's gradients held back (arXiv 2203.15332)",
             stages=(Stage("joint", wrap=modulated, hooks=lambda fitting: [fitting.objective]),),
             prepare=has_own_losses,
-            undefined=nothing_alone,
+            undefined=no_loss_alone,
         ),
         single("image"),
         single("text"),

@@ -131,18 +131,18 @@ class Strategy:
 
     def modalities_of(self, task) -> tuple[str, ...]:
         """The modalities that are used. Raises MmkitError when the strategy is not defined for the task, saying why."""
+        reason = self.undefined(task) if self.undefined else None
+        if reason:
+            raise MmkitError(f"{self.name!r} is not defined for {task.name}: {reason}")
         used = task.modalities if self.modalities is None else self.modalities
         for modality in (*used, *self.blank):
             if modality not in task.modalities:
                 raise unknown(f"modality of {task.name}", modality, task.modalities)
-        reason = self.undefined(task) if self.undefined else None
-        if reason:
-            raise MmkitError(f"{self.name!r} is not defined for {task.name}: {reason}")
         return used
 
 
 def nothing_alone(task) -> str | None:
-    """Why strategies that read one modality, or give each a loss of its own, are not defined for some tasks."""
+    """Why strategies that read one modality are not defined for some tasks."""
     return None if task.alone else "a single modality has nothing to be compared with"
 
 
