@@ -137,7 +137,8 @@ class Strategy:
         used = task.modalities if self.modalities is None else self.modalities
         for modality in (*used, *self.blank):
             if modality not in task.modalities:
-                raise unknown(f"modality of {task.name}", modality, task.modalities)
+                error = unknown("modality", modality, task.modalities)
+                raise MmkitError(f"{self.name!r} is not defined for {task.name}: {error}")
         return used
 
 
