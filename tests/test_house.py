@@ -44,10 +44,11 @@ FLOORS = {
     1: ("core", "data", "notebooks"),
     2: ("models", "metrics"),
     3: ("training",),
-    4: ("strategies", "tasks"),
-    5: ("repro", "teach", "explain", "deploy"),
-    6: ("doctor",),
-    7: ("cli",),
+    4: ("tasks",),
+    5: ("strategies",),
+    6: ("repro", "teach", "explain", "deploy"),
+    7: ("doctor",),
+    8: ("cli",),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SOURCES = sorted([*(ROOT / "mmkit").rglob("*.py"), *(ROOT / "data_recipes").glob("*.py")])

@@ -38,7 +38,8 @@ def beam_search(
     length = decoder.length if length is None else length
     if not 1 <= length <= decoder.length or beams < 1 or length_penalty < 0:
         raise MmkitError(
-            f"beam search needs 1 <= length <= {decoder.length}, beams >= 1 and length_penalty >= 0, got {length}, {beams} and {length_penalty}"
+            f"beam search needs 1 <= length <= {decoder.length}, beams >= 1 and length_penalty >= 0, got {length}, "
+            f"{beams} and {length_penalty}"
         )
     active = torch.arange(len(memory[0]), device=memory[0].device)
     memory = [x.repeat_interleave(beams, 0) for x in memory]

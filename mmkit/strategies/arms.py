@@ -107,7 +107,7 @@ ARMS = {
         ),
         Strategy(
             "grad_blend",
-            "as joint_plus_unimodal, each loss weighted by its gain over its overfitting, measured first (arXiv 1905.12681)",
+            "as joint_plus_unimodal, each loss weighted by its measured gain over its overfitting (arXiv 1905.12681)",
             stages=(Stage("joint", wrap=own_losses),),
             prepare=blended,
             undefined=no_loss_alone,

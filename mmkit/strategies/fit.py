@@ -14,6 +14,7 @@ from mmkit.strategies.encoders import Encoders, tokenizer
 from mmkit.strategies.ensembles import Combination
 from mmkit.strategies.features import encoded
 from mmkit.strategies.run import Budget, Run
+from mmkit.strategies.saving import Trained
 from mmkit.strategies.scoring import loader_of, pairs, scores_of, splits_of
 from mmkit.strategies.start import sources, start
 from mmkit.strategies.strategy import Fitting, Stage, Strategy
@@ -254,4 +255,5 @@ def _result(
         history,
         model.eval(),
         tuple(ends),
+        Trained(task, fitting.encoders, tokenizer(task, fitting.encoders)),
     )

@@ -81,7 +81,8 @@ class View:
         if self.required and not count.all():
             item = self.dataset.items["id"].iloc[int(rows[count == 0][0])]
             raise MmkitError(
-                f"item {item!r} of {self.dataset.name!r} has no {self.name}: choose another, or leave such items out of the set"
+                f"item {item!r} of {self.dataset.name!r} has no {self.name}: choose another, or leave such items out "
+                "of the set"
             )
         return count
 
