@@ -1,4 +1,4 @@
-"""What the house lets in: any modality, any way of training, a student's own; each as the few lines a notebook would show."""
+"""What the house lets in: any modality, any way of training, a student's own; each as the lines of a notebook."""
 
 import copy
 
@@ -61,7 +61,7 @@ AUDIO = Encoders(epochs=1, others={"audio": Part(Tones, Loudness)})
 def singing(tmp_path_factory):
     """Scenes with a tone whose pitch is the answer; some items have no sound."""
     scenes = load("scenes", **SMALL)
-    writer = Writer(tmp_path_factory.mktemp("sets") / "singing", optional=("audio",))
+    writer = Writer(tmp_path_factory.mktemp("sets") / "singing")
     answers = scenes.labels(range(len(scenes)), "label_answer").clamp(min=0).numpy()
     time = np.arange(800) / 800
     waves = (20000 * np.sin(2 * np.pi * time * (40 + 40 * answers[:, None]))).astype(np.int16)
@@ -96,10 +96,11 @@ def test_every_arm_trains_a_third_modality_or_says_why_not(name, singing):
 
 
 def test_a_model_hears_the_third_modality_and_text_alone_works(singing):
-    heard = fit(
-        "scratch", Answering(singing, modalities=("audio",)), **OPTIONS | {"encoders": AUDIO, "budget": Budget(64, 60)}
-    )
+    options = OPTIONS | {"encoders": AUDIO, "budget": Budget(64, 60)}
+    heard = fit("audio_only", Answering(singing, modalities=("text", "audio")), **options)
     assert heard.scores["accuracy"].value > 0.6  # four answers; one item in seven is silent
+    with pytest.raises(MmkitError, match="has no audio: leave it out of the set"):
+        fit("scratch", Answering(singing, modalities=("audio",)), **options)
     text = fit("scratch", Answering(singing, modalities=("text",)), **OPTIONS)
     assert text.model.modalities == ("text",) and not hasattr(text.model, "image")
 

@@ -152,6 +152,8 @@ DERIVED = {
 def arm(name: str) -> Strategy | Combination:
     """An arm of the table by name. Raises MmkitError for a name that is not there, with the nearest one."""
     table = ARMS | DERIVED
+    if name not in table and name.endswith("_only"):
+        return single(name.removesuffix("_only"))
     if name not in table:
         raise unknown("arm", name, table)
     return table[name]
