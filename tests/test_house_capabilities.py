@@ -26,7 +26,7 @@ def task():
     return Answering(load("scenes", **SMALL))
 
 
-# --- a third modality ----------------------------------------------------------------------------------------------------
+# --- a third modality ---
 
 
 class Tones(nn.Module):
@@ -99,13 +99,13 @@ def test_a_model_hears_the_third_modality_and_text_alone_works(singing):
     options = OPTIONS | {"encoders": AUDIO, "budget": Budget(64, 60)}
     heard = fit("audio_only", Answering(singing, modalities=("text", "audio")), **options)
     assert heard.scores["accuracy"].value > 0.6  # four answers; one item in seven is silent
-    with pytest.raises(MmkitError, match="has no audio: leave it out of the set"):
+    with pytest.raises(MmkitError, match="has no audio: leave it out"):
         fit("scratch", Answering(singing, modalities=("audio",)), **options)
     text = fit("scratch", Answering(singing, modalities=("text",)), **OPTIONS)
     assert text.model.modalities == ("text",) and not hasattr(text.model, "image")
 
 
-# --- ways of training ----------------------------------------------------------------------------------------------------
+# --- ways of training ---
 
 
 def weights(module):

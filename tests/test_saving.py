@@ -142,7 +142,7 @@ def test_mistakes_in_keeping_and_asking_are_answered(answering, scenes, tmp_path
         both.save(tmp_path / "both")
 
 
-# --- runs that go on ------------------------------------------------------------------------------------------------------
+# --- runs that go on ---
 
 LONG = """
 import hashlib, sys
@@ -152,10 +152,12 @@ from mmkit.data import load
 from mmkit.strategies import Budget, Encoders, fit
 from mmkit.tasks import Captioning
 scenes = load("scenes", train=96, val=32, test=32, ood=32, pool=64)
-run = fit("component", Captioning(scenes, dim=32, dropout=0.2), budget=Budget(64, 24), seed=0, encoders=Encoders(epochs=1),
-          batch=16, lr=3e-3, evaluate=("val",), checkpoint=sys.argv[1] if len(sys.argv) > 1 else None)
+task, kept = Captioning(scenes, dim=32, dropout=0.2), sys.argv[1] if len(sys.argv) > 1 else None
+options = {"budget": Budget(64, 24), "seed": 0, "encoders": Encoders(epochs=1), "batch": 16, "lr": 3e-3}
+run = fit("component", task, evaluate=("val",), checkpoint=kept, **options)
 digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in run.model.state_dict().values())).hexdigest()
-print("digest", digest, [(h["step"], h["loss"]) for h in run.history], run.cost.flops, [p.steps for p in run.cost.phases.values()])
+losses, steps = [(h["step"], h["loss"]) for h in run.history], [p.steps for p in run.cost.phases.values()]
+print("digest", digest, losses, run.cost.flops, steps)
 """
 
 

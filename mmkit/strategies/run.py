@@ -17,10 +17,11 @@ from mmkit.training.cost import Cost
 class Budget:
     """What an arm may spend.
 
-    pairs: labelled pairs of the training split it may train on; every arm besides selects its weights on the same validation split.
+    pairs: labelled pairs of the training split it may train on; every arm besides selects its weights on the same
+        validation split.
     epochs: passes over them, all stages together.
-    flops: when given, the stages on pairs are lengthened or shortened in proportion, so that the run, pretraining included, spends this much
-        (losses that only balance modalities and the mining of negatives are not in the reckoning).
+    flops: when given, the stages on pairs are lengthened or shortened in proportion, so that the run, pretraining
+        included, spends this much (losses that only balance modalities and the mining of negatives are not counted).
     """
 
     pairs: int

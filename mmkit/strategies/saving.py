@@ -162,11 +162,11 @@ def _parts(about: dict, trained: Trained) -> dict:
 def card(run, about: dict) -> str:
     """The model card, in Markdown."""
     data, budget, cost = about["data"], about["budget"], about["cost"]
-    rows = [
-        f"| {name} | {score['value']:.3f} | [{score['low']:.3f}, {score['high']:.3f}] | {score['items']:,} in "
-        f"{score['clusters']:,} |"
-        for name, score in about["scores"].items()
-    ]
+    rows = []
+    for name, score in about["scores"].items():
+        interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
+        rows.append(f"| {name} | {score['value']:.3f} | {interval} | {score['items']:,} in {score['clusters']:,} |")
+    made = f"torch {about['versions']['torch']}, Python {about['versions']['python']}, {about['machine']}"
     return f"""# {run.arm}, {run.task} on {data["name"]}
 
 A model of the mmkit teaching kit: strategy `{run.arm}`, task `{run.task}`, seed {run.seed}.
@@ -191,8 +191,8 @@ Intervals resample clusters of items. They do not hold another training run: one
 
 ## How it was made
 
-{budget["pairs"]:,} labelled pairs, {budget["epochs"]} passes, {cost["flops"]:.3g} FLOPs, {cost["parameters_total"]:,} parameters;
-encoders: {about["settings"]["start"]}. torch {about["versions"]["torch"]}, Python {about["versions"]["python"]}, {about["machine"]}.
+{budget["pairs"]:,} labelled pairs, {budget["epochs"]} passes, {cost["flops"]:.3g} FLOPs,
+{cost["parameters_total"]:,} parameters; encoders: {about["settings"]["start"]}. {made}.
 
 ## Limits
 

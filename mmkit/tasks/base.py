@@ -74,17 +74,7 @@ class Task:
         texts."""
         words = words or self.words or (vocabulary(self.dataset, self.language) if "text" in self.modalities else None)
         views = {modality: self.view(modality, words) for modality in self.modalities}
-        self._require_any(views)
         return Loader(self.dataset, views, self.targets(words), device=device or torch.device("cpu"))
-
-    def _require_any(self, views: Mapping[str, View]) -> None:
-        """Every item outside the pools has at least one of the task's modalities."""
-        counts = torch.stack([view.start.diff() for view in views.values()]).sum(0).numpy()
-        empty = (counts == 0) & ~self.dataset.items["split"].str.startswith("pool_").to_numpy()
-        if empty.any():
-            item, names = self.dataset.items["id"][empty].iloc[0], " and no ".join(views)
-            remedy = "leave it out of the set, or read another modality, too"
-            raise MmkitError(f"item {item!r} of {self.dataset.name!r} has no {names}: {remedy}")
 
     def view(self, modality: str, words) -> View:
         """One modality of the task. Raises MmkitError for one that the data set does not have."""

@@ -166,6 +166,15 @@ class Loader:
             raise unknown("modality", modality, self.views)
         return self.views[modality]
 
+    def require_any(self, rows: Tensor) -> None:
+        """Raise MmkitError, by name, for an item that has none of the modalities."""
+        counts = torch.stack([view.start[rows + 1] - view.start[rows] for view in self.views.values()])
+        empty = counts.sum(0) == 0
+        if empty.any():
+            item, names = self.dataset.items["id"].iloc[int(rows[empty][0])], " and no ".join(self.views)
+            remedy = "leave it out, or read another modality"
+            raise MmkitError(f"item {item!r} of {self.dataset.name!r} has no {names}: {remedy}")
+
     def blanked(self, *modalities: str) -> "Loader":
         """The same, with some modalities always shown empty."""
         for modality in modalities:
