@@ -18,7 +18,8 @@ from mmkit.models.pretrained import pretrained
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, fit, pairs, suited
 from mmkit.strategies.balance import Modulation, blend_weights, own_heads
 from mmkit.strategies.start import start
-from mmkit.strategies.tuned import TABLE, learning_rate, rate_from, table, tune
+from mmkit.strategies.tuned import TABLE, learning_rate, rate_from, table
+from mmkit.strategies.tuning import tune
 from mmkit.tasks import Answering, Retrieval
 from mmkit.training import View, seeded, stream
 from mmkit.training.pretext import MaskedLanguageModel, Reconstruction, pretrain
