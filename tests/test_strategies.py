@@ -610,7 +610,7 @@ def test_tuning_looks_at_validation_alone(monkeypatch, scenes):
         asked.append((name, lr, seed, evaluate))
         return SimpleNamespace(settings={"validation": seed - lr})
 
-    monkeypatch.setattr(sys.modules["mmkit.strategies.fit"], "fit", spy)
+    monkeypatch.setattr(sys.modules["mmkit.strategies.tuning"], "fit", spy)
     grid = table()["grid"]["small"]
     found = tune(Answering(scenes), budget=BUDGET, seeds=[1000, 1001], arms=["scratch", "frozen"])
     expected = {lr: 1000.5 - lr for lr in grid}

@@ -38,7 +38,7 @@ def curves(where: str) -> Iterator[tuple[Curves, ...]]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        remedy = "pip install -e '.[tensorboard]' in the clone, or unset it"
+        remedy = "pip install -e '.[tensorboard]', or unset it"
         raise MmkitError(f"MMKIT_TENSORBOARD is set and TensorBoard is not installed: {remedy}") from error
     parts = [re.sub(r"[^\w.=+-]+", "_", part) for part in where.split(", ")]
     folder = Path(base).expanduser().joinpath(*parts)
