@@ -1,14 +1,19 @@
-"""`covid_cxr`: frontal chest X-rays with clinical notes, from the covid-chestxray-dataset (ieee8023). A teaching set: nothing learnt from it is for diagnosis.
+"""`covid_cxr`: frontal chest X-rays with clinical notes, from the covid-chestxray-dataset (ieee8023).
+
+A teaching set: nothing learnt from it is for diagnosis.
 
 Where an image goes; a patient (`group`) is always in one place:
 
-* with a finding and a note: `train`, `val` or `test`, drawn by patient, those with and those without COVID-19 apart. `fold` draws anew;
-* without a note, or unlabelled (the original says "todo" or "Unknown"): `pool_image`. A note of an unlabelled image is an item of `pool_text`;
+* with a finding and a note: `train`, `val` or `test`, drawn by patient, those with and those without COVID-19 apart.
+  `fold` draws anew;
+* without a note, or unlabelled (the original says "todo" or "Unknown"): `pool_image`. A note of an unlabelled image
+  is an item of `pool_text`;
 * with `reports`, the Indiana reports (`iu_xray_reports`) are in `pool_text` too: a text component's own corpus.
 
-Labels: `label_finding` as given, `label_covid` (1, 0, -1 unknown), `label_cause` (kinds of finding, the rare ones together), `label_view`, `label_sex`,
-`label_age` (-1 unknown), `label_source` (the site an image was published on, which alone says much about the finding). `licence`, `credit` and `url`
-are the image's. Left out, and named on the card: images that are not frontal, and those whose licence does not let you use them.
+Labels: `label_finding` as given, `label_covid` (1, 0, -1 unknown), `label_cause` (kinds of finding, the rare ones
+together), `label_view`, `label_sex`, `label_age` (-1 unknown), `label_source` (the site an image was published on,
+which alone says much about the finding). `licence`, `credit` and `url` are the image's. Left out, and named on the
+card: images that are not frontal, and those whose licence does not let you use them.
 """
 
 from dataclasses import replace
@@ -62,7 +67,10 @@ def cause(finding: str) -> str:
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """The rows of the metadata with columns file (in images/), finding and kind added. Raises MmkitError when it is not that table."""
+    """The rows of the metadata with columns file (in images/), finding and folder added.
+
+    Raises MmkitError when it is not that table.
+    """
     found = sorted([*folder.rglob("metadata_mirror.csv"), *folder.rglob("metadata.csv")])
     if not found:
         raise MmkitError(f"{folder} holds no metadata.csv: it is not the covid-chestxray-dataset")
@@ -116,9 +124,7 @@ def labels(row) -> dict[str, int | str]:
 
 def split_of_patients(table: pd.DataFrame, *, val: float, test: float, fold: int) -> dict[str, str]:
     """Patient -> split, by the hash of fold and patient, patients with and without COVID-19 in the same shares."""
-    sick = table.groupby("patientid")["finding"].agg(
-        lambda findings: any(cause(finding) == "covid-19" for finding in findings)
-    )
+    sick = (table["finding"].map(cause) == "covid-19").groupby(table["patientid"]).any()
     drawn = {}
     for has in (True, False):
         patients = sick.index[sick == has]
@@ -132,7 +138,8 @@ def prepare(writer: Writer, sources: Sources, *, size: int, val: float, test: fl
     require_size(size)
     if not (0 < val and 0 < test and val + test < 1):
         raise MmkitError(
-            f"val={val} and test={test} leave nothing to train on or nothing to test: give shares above 0 whose sum is below 1"
+            f"val={val} and test={test} leave nothing to train on or nothing to test: "
+            "give shares above 0 whose sum is below 1"
         )
     table = read_table(sources["covid-chestxray-dataset.zip"])
     kept, images = [], []
@@ -180,16 +187,21 @@ def prepare(writer: Writer, sources: Sources, *, size: int, val: float, test: fl
 COMMIT = "6a4242344473ccb5ed0d2148d8c7bfb1691e4ed8"
 RECIPE = Recipe(
     name="covid_cxr",
-    title="Frontal chest X-rays with clinical notes and findings, patients kept together, from the covid-chestxray-dataset",
+    title="Frontal chest X-rays with clinical notes and findings, patients kept together, "
+    "from the covid-chestxray-dataset",
     task="diagnosis from image and text",
-    licence="per image, column licence: CC BY, CC BY-SA, CC BY-NC-SA (most are non-commercial); reports CC BY-NC-ND 4.0",
-    terms="keep the licence and credit of each image; non-commercial as a whole. Not for diagnosis: few patients, and findings go with the hospital they come from.",
-    citation="J. P. Cohen, P. Morrison, L. Dao et al.: COVID-19 Image Data Collection: Prospective Predictions Are the Future. MELBA, 2020. github.com/ieee8023/covid-chestxray-dataset",
+    licence="per image, column licence: CC BY, CC BY-SA, CC BY-NC-SA (most are non-commercial); reports CC "
+    "BY-NC-ND 4.0",
+    terms="keep the licence and credit of each image; non-commercial as a whole. Not for diagnosis: few "
+    "patients, and findings go with the hospital they come from.",
+    citation="J. P. Cohen, P. Morrison, L. Dao et al.: COVID-19 Image Data Collection: Prospective Predictions Are"
+    " the Future. MELBA, 2020. github.com/ieee8023/covid-chestxray-dataset",
     version=1,
     files=(
         File(
             "covid-chestxray-dataset.zip",
-            f"https://github.com/ieee8023/covid-chestxray-dataset/archive/{COMMIT}.zip",
+            "",
+            page=f"https://github.com/ieee8023/covid-chestxray-dataset/archive/{COMMIT}.zip",
             mirror="covid_cxr",
             unpack=True,
         ),

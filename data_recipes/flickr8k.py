@@ -13,7 +13,7 @@ from mmkit.errors import MmkitError
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}  # the official lists; photos in none of them are "extra"
 KEY = re.compile(r"(?P<photo>.+?)#(?:zhc#)?\d+[ \t]+(?P<text>.+)")
-# Photos whose pixels are broken inside a file that decodes: name -> sha256 of the broken file, so that a sound copy is kept.
+# Photos whose pixels are broken inside a file that decodes: name -> sha256 of the broken file. A sound copy is kept.
 BROKEN = {"1798209205_77dbf525b0.jpg": "d1255fcaaee0bacc97876ec33321d6ee4139af6f91599267db10cbf8e5bc43b1"}
 
 
@@ -41,7 +41,10 @@ def split_of_photos(folder: Path) -> dict[str, str]:
 
 
 def prepare(writer: Writer, sources: Sources, *, size: int) -> None:
-    """Squash every photo to size x size. Reported and left out: keys without a photo, damaged photos, photos without caption."""
+    """Squash every photo to size x size.
+
+    Reported and left out: keys without a photo, damaged photos, photos without caption.
+    """
     require_size(size)
     photos = {path.name: path for path in sorted(sources["Flickr8k_Dataset.zip"].rglob("*.jpg"))}
     texts = {"en": captions(_only(sources["Flickr8k_text.zip"], "Flickr8k.token.txt"))}
@@ -82,7 +85,8 @@ RECIPE = Recipe(
     title="Flickr8k with Chinese captions: 8,091 photos, five captions each in two languages",
     task="image-text retrieval, captioning",
     licence="none granted for the photos, which belong to their Flickr users; captions for research",
-    terms="non-commercial research and education only; do not redistribute. The form of the University of Illinois states the terms.",
+    terms="non-commercial research and education only; do not redistribute. The form of the University of "
+    "Illinois states the terms.",
     citation="M. Hodosh, P. Young, J. Hockenmaier: Framing Image Description as a Ranking Task. JAIR 47, 2013. "
     "Chinese captions: X. Li, W. Lan, J. Dong, H. Liu: Adding Chinese Captions to Images. ICMR 2016.",
     version=1,
@@ -91,6 +95,7 @@ RECIPE = Recipe(
             "Flickr8k_Dataset.zip",
             f"{RELEASE}/Flickr8k_Dataset.zip",
             md5="f18a1e2920de5bd84dae7cf08ec78978",
+            limit=1_200_000_000,
             mirror="flickr8k/images",
             unpack=True,
         ),
@@ -98,12 +103,14 @@ RECIPE = Recipe(
             "Flickr8k_text.zip",
             f"{RELEASE}/Flickr8k_text.zip",
             md5="bf6c1abcb8e4a833b7f922104de18627",
+            limit=10_000_000,
             mirror="flickr8k/text",
             unpack=True,
         ),
         File(
             "flickr8kzhc.caption.txt",
             "https://raw.githubusercontent.com/li-xirong/flickr8kcn/master/data/flickr8kzhc.caption.txt",
+            size=2420330,
             sha256="298918f03fb332911df3cda128a7a56f1f47c0513531c4f22eeecbea7d780bbb",
             mirror="flickr8k_cn/flickr8kzhc.caption.txt",
             optional=True,

@@ -1,8 +1,9 @@
-"""Indiana University's chest X-ray reports: 3,955 radiologists' reports, texts alone, for a text component that never saw an image.
+"""Indiana University's chest X-ray reports: 3,955 reports, texts alone, for a text encoder that never saw an image.
 
-All are in `pool_text`, a report an item: what was asked (role `indication`), what was seen (`findings`), what it means (`impression`). Names,
-dates and places are XXXX in the original. About one report in seven has no findings and is kept for its impression; one with neither
-is left out and named on the card. `label_normal` is 1 where the indexers wrote nothing but "normal", -1 where they did not index.
+All are in `pool_text`, a report an item: what was asked (role `indication`), what was seen (`findings`), what it
+means (`impression`). Names, dates and places are XXXX in the original. About one report in seven has no findings and
+is kept for its impression; one with neither is left out and named on the card. `label_normal` is 1 where the indexers
+wrote nothing but "normal", -1 where they did not index.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ ROLES = {"INDICATION": "indication", "FINDINGS": "findings", "IMPRESSION": "impr
 
 
 def reports(folder: Path, writer: Writer) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """Name, texts by role and index terms of each usable report, in the order of their numbers; the others go to `writer.report`.
+    """Name, texts by role and index terms of each usable report, in the order of their numbers.
 
-    A document that declares a type or an entity is refused: no report does, and it is how XML is made to read other files or to blow up.
+    The others go to `writer.report`. A document that declares a type or an entity is refused: no report does, and it is
+    how XML is made to read other files or to blow up.
     """
     paths = sorted(folder.rglob("*.xml"), key=lambda path: (len(path.stem), path.stem))
     if not paths:
@@ -68,7 +70,9 @@ RECIPE = Recipe(
     task="pretraining of a text encoder",
     licence="CC BY-NC-ND 4.0",
     terms="non-commercial; pass on only the unmodified archive, with its source. Not for diagnosis.",
-    citation="D. Demner-Fushman, M. D. Kohli, M. B. Rosenman et al.: Preparing a collection of radiology examinations for distribution and retrieval. JAMIA 23(2), 2016. Open-i, U.S. National Library of Medicine.",
+    citation="D. Demner-Fushman, M. D. Kohli, M. B. Rosenman et al.: Preparing a collection of radiology "
+    "examinations for distribution and retrieval. JAMIA 23(2), 2016. Open-i, U.S. National Library of "
+    "Medicine.",
     version=1,
     files=(ARCHIVE,),
     prepare=prepare,

@@ -1,9 +1,10 @@
 """MedMNIST v2 at 28 x 28: eighteen sets of small medical images with their official splits, chosen by the knob `set`.
 
-The only text an item has is what it shows (role `class`): it is the label in words, for prompts and for contrastive training, and no
-input for a classifier. `label_class` is the class's name; the fourteen findings of chestmnist are `label_NAME`, 1 or 0. Grey images are
-repeated in three channels. Of the 3D sets (28 x 28 x 28) the three channels are the middle slices along the three axes. No set names its patients, so
-every image is a group of its own: intervals by image are too narrow where patients have several.
+The only text an item has is what it shows (role `class`): it is the label in words, for prompts and for contrastive
+training, and no input for a classifier. `label_class` is the class's name; the fourteen findings of chestmnist are
+`label_NAME`, 1 or 0. Grey images are repeated in three channels. Of the 3D sets (28 x 28 x 28) the three channels are
+the middle slices along the three axes. No set names its patients, so every image is a group of its own: intervals by
+image are too narrow where patients have several.
 """
 
 import zipfile
@@ -23,7 +24,10 @@ ORGANS = (
 
 
 class Set(NamedTuple):
-    """One of the sets. md5: of its official file. train, val, test: images of the official splits. classes: their names, by number."""
+    """One of the sets.
+
+    md5: of its official file. train, val, test: images of the official splits. classes: their names, by number.
+    """
 
     md5: str
     train: int
@@ -35,6 +39,11 @@ class Set(NamedTuple):
     def names(self) -> list[str]:
         return self.classes.split(", ")
 
+    def limit(self, name: str) -> int:
+        """The most bytes that the file of set `name` can have: pixels and labels uncompressed, and a little more."""
+        pixels = 28**3 if name.endswith("3d") else 3 * 28**2
+        return (self.train + self.val + self.test) * (pixels + len(self.names)) + 1_000_000
+
 
 SETS = {
     "pathmnist": Set(
@@ -42,21 +51,24 @@ SETS = {
         89996,
         10004,
         7180,
-        "adipose, background, debris, lymphocytes, mucus, smooth muscle, normal colon mucosa, cancer-associated stroma, colorectal adenocarcinoma epithelium",
+        "adipose, background, debris, lymphocytes, mucus, smooth muscle, normal colon mucosa, "
+        "cancer-associated stroma, colorectal adenocarcinoma epithelium",
     ),
     "chestmnist": Set(
         "02c8a6516a18b556561a56cbdd36c4a8",
         78468,
         11219,
         22433,
-        "atelectasis, cardiomegaly, effusion, infiltration, mass, nodule, pneumonia, pneumothorax, consolidation, edema, emphysema, fibrosis, pleural, hernia",
+        "atelectasis, cardiomegaly, effusion, infiltration, mass, nodule, pneumonia, pneumothorax, "
+        "consolidation, edema, emphysema, fibrosis, pleural, hernia",
     ),
     "dermamnist": Set(
         "0744692d530f8e62ec473284d019b0c7",
         7007,
         1003,
         2005,
-        "actinic keratoses and intraepithelial carcinoma, basal cell carcinoma, benign keratosis-like lesions, dermatofibroma, melanoma, melanocytic nevi, vascular lesions",
+        "actinic keratoses and intraepithelial carcinoma, basal cell carcinoma, benign keratosis-like "
+        "lesions, dermatofibroma, melanoma, melanocytic nevi, vascular lesions",
     ),
     "octmnist": Set(
         "c68d92d5b585d8d81f7112f81e2d0842",
@@ -82,7 +94,8 @@ SETS = {
         165466,
         23640,
         47280,
-        "collecting duct or connecting tubule, distal convoluted tubule, glomerular endothelial cells, interstitial endothelial cells, "
+        "collecting duct or connecting tubule, distal convoluted tubule, glomerular endothelial cells, "
+        "interstitial endothelial cells, "
         "leukocytes, podocytes, proximal tubule segments, thick ascending limb",
     ),
     "organamnist": Set("68e3f8846a6bd62f0c9bf841c0d9eacc", 34561, 6491, 17778, ORGANS),
@@ -93,7 +106,8 @@ SETS = {
         971,
         161,
         610,
-        "liver, kidney-right, kidney-left, femur-right, femur-left, bladder, heart, lung-right, lung-left, spleen, pancreas",
+        "liver, kidney-right, kidney-left, femur-right, femur-left, bladder, heart, lung-right, lung-left, "
+        "spleen, pancreas",
     ),
     "nodulemnist3d": Set("8755a7e9e05a4d9ce80a24c3e7a256f3", 1158, 165, 310, "benign, malignant"),
     "adrenalmnist3d": Set("bbd3c5a5576322bc4cdfea780653b1ce", 1188, 98, 298, "normal, hyperplasia"),
@@ -121,7 +135,10 @@ def channels(images: np.ndarray) -> np.ndarray:
 
 
 def about(labels: np.ndarray, names: list[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Label columns and texts of some items, from labels (B, 1), or (B, classes) of 0 and 1. Raises MmkitError for a class that has no name."""
+    """Label columns and texts of some items, from labels (B, 1), or (B, classes) of 0 and 1.
+
+    Raises MmkitError for a class that has no name.
+    """
     labels = labels.astype(np.int64)
     if (
         labels.min() < 0
@@ -129,14 +146,15 @@ def about(labels: np.ndarray, names: list[str]) -> tuple[pd.DataFrame, list[str]
         or labels.shape[1] not in (1, len(names))
     ):
         raise MmkitError(
-            f"labels of shape {labels.shape} from {labels.min()} to {labels.max()} do not fit the {len(names)} classes: it is not the official file"
+            f"labels of shape {labels.shape} from {labels.min()} to {labels.max()} do not fit "
+            f"the {len(names)} classes: it is not the official file"
         )
     if labels.shape[1] == 1:
         said = [names[code] for code in labels[:, 0]]
         return pd.DataFrame({"label_class": said}), said
-    return pd.DataFrame({f"label_{name}": column for name, column in zip(names, labels.T, strict=True)}), [
-        ", ".join(name for name, there in zip(names, row, strict=True) if there) or "no finding" for row in labels
-    ]
+    named = np.array(names, dtype=object)
+    said = [", ".join(named[row == 1]) or "no finding" for row in labels]
+    return pd.DataFrame({f"label_{name}": column for name, column in zip(names, labels.T, strict=True)}), said
 
 
 def prepare(writer: Writer, sources: Sources, *, set: str) -> None:
@@ -154,9 +172,9 @@ def prepare(writer: Writer, sources: Sources, *, set: str) -> None:
     for split in ("train", "val", "test"):
         images, labels = arrays.pop(f"{split}_images"), arrays.pop(f"{split}_labels")
         if not len(images) == len(labels) == getattr(SETS[set], split):
-            raise MmkitError(
-                f"{set}.npz has {len(images)} images and {len(labels)} labels in {split}, expected {getattr(SETS[set], split)} of each: it is not the official file"
-            )
+            found = f"{len(images)} images and {len(labels)} labels in {split}"
+            expected = f"{getattr(SETS[set], split)} of each"
+            raise MmkitError(f"{set}.npz has {found}, expected {expected}: it is not the official file")
         for first in progress(range(0, len(images), BATCH), label=f"{set} {split}", unit="batches"):
             rows = writer.images(channels(images[first : first + BATCH]))
             columns, texts = about(labels[first : first + BATCH], SETS[set].names)
@@ -172,13 +190,15 @@ RECIPE = Recipe(
     task="classification",
     licence="CC BY 4.0; dermamnist CC BY-NC 4.0",
     terms="keep the attribution; cite MedMNIST and the source of the set. Not for clinical use.",
-    citation="J. Yang, R. Shi, D. Wei et al.: MedMNIST v2, a large-scale lightweight benchmark for 2D and 3D biomedical image classification. Scientific Data 10, 2023. zenodo.org/records/10519652",
+    citation="J. Yang, R. Shi, D. Wei et al.: MedMNIST v2, a large-scale lightweight benchmark for 2D and 3D "
+    "biomedical image classification. Scientific Data 10, 2023. zenodo.org/records/10519652",
     version=1,
     files=tuple(
         File(
             f"{name}.npz",
             f"https://zenodo.org/records/10519652/files/{name}.npz?download=1",
             md5=which.md5,
+            limit=which.limit(name),
             mirror=f"medmnist/{name}.npz",
             only={"set": name},
         )

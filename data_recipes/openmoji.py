@@ -1,4 +1,7 @@
-"""OpenMoji: 4,494 emoji with the words people search them by; skin-tone variants and emoji drawn alike stay in one split."""
+"""OpenMoji: 4,494 emoji with the words people search them by.
+
+Skin-tone variants and emoji drawn alike stay in one split.
+"""
 
 import hashlib
 
@@ -52,7 +55,10 @@ def prepare(writer: Writer, sources: Sources, *, size: int) -> None:
 
 
 def joined(groups: list[str], images: list[np.ndarray]) -> list[str]:
-    """The groups, one name for all that share a picture: some emoji of different code points are drawn alike (a cook and a man who cooks)."""
+    """The groups, one name for all that share a picture.
+
+    Some emoji of different code points are drawn alike: a cook and a man who cooks.
+    """
     leader: dict[str, str] = {}
     first: dict[str, str] = {}
 
@@ -69,7 +75,7 @@ def joined(groups: list[str], images: list[np.ndarray]) -> list[str]:
 
 
 def base_emoji(hexcode: str, stated: str) -> str:
-    """The emoji a skin-tone variant derives from, which keeps all variants in one split: stated, or the code without tones."""
+    """The emoji a skin-tone variant derives from: stated, or the code without tones. It keeps variants in one split."""
     return stated or "-".join(code for code in hexcode.split("-") if code not in SKIN_TONES) or hexcode
 
 
@@ -84,16 +90,22 @@ RECIPE = Recipe(
     title="OpenMoji 17: 4,494 emoji with annotations and search words",
     task="image-text retrieval, classification of 12 groups",
     licence="CC BY-SA 4.0",
-    terms="free to use and to share under the same licence, with the words: All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0",
+    terms="free to use and to share under the same licence, with the words: All emojis designed by OpenMoji, "
+    "the open-source emoji and icon project. License: CC BY-SA 4.0",
     citation="B. Gross, D. Utz and contributors: OpenMoji. HfG Schwaebisch Gmuend, openmoji.org, release 17.0.0.",
     version=2,
     files=(
         File(
-            "openmoji-72x72-color.zip", f"{RELEASE}/openmoji-72x72-color.zip", mirror="openmoji/color-72px", unpack=True
+            "openmoji-72x72-color.zip",
+            "",
+            page=f"{RELEASE}/openmoji-72x72-color.zip",
+            mirror="openmoji/color-72px",
+            unpack=True,
         ),
         File(
             "openmoji.csv",
             "https://raw.githubusercontent.com/hfg-gmuend/openmoji/17.0.0/data/openmoji.csv",
+            size=718763,
             sha256="28375217b92fafacc59d7dfea631c720abedc883518dbf12a73d25d4032cbe7e",
             mirror="openmoji/openmoji.csv",
         ),

@@ -1,18 +1,23 @@
-"""`phantoms`: radiograph-like phantoms of a chest, with clinical notes, reports and exact lesion masks. Nothing here is a real patient.
+"""`phantoms`: radiograph-like phantoms of a chest, with clinical notes, reports and exact lesion masks.
 
-A patient has one to three images, which share everything but view, position and noise; the patient is the group. What is drawn, and
-what is only said:
+Nothing here is a real patient.
 
-* four findings (`label_opacity`, `label_effusion`, `label_nodule`, `label_cardiomegaly`), each with `side_`, `severity_` and `at_`, from
-  which `masks` draws the exact lesion. As on a radiograph, the patient's right is on the left of the image;
-* the diagnosis `label_pneumonia`, which no pixel states: opacities are common with it and rare without, and so are fever and cough;
-* the note (role `note`), written before the image: age, sex and symptoms. With probability `leak` it also names the diagnosis
-  (`label_named`), in the same words for everyone, so that hiding `DIAGNOSES` takes the leak away and nothing else;
-* the report (role `report`), written from the image: findings affirmed, denied ("no effusion") or hedged ("possible", "cannot exclude"),
-  as `said_` keeps it. What is hedged is there or not; `hedge` is how often a mild finding is.
+A patient has one to three images, which share everything but view, position and noise; the patient is the group. What
+is drawn, and what is only said:
 
-`ood_hospital` has less contrast, more noise, half the resolution, and other wordings. Only integer arithmetic and numpy's frozen legacy
-stream are used, so the bytes are the same on every platform.
+* four findings (`label_opacity`, `label_effusion`, `label_nodule`, `label_cardiomegaly`), each with `side_`,
+  `severity_` and `at_`, from which `masks` draws the exact lesion. As on a radiograph, the patient's right is on the
+  left of the image;
+* the diagnosis `label_pneumonia`, which no pixel states: opacities are common with it and rare without, and so are
+  fever and cough;
+* the note (role `note`), written before the image: age, sex and symptoms. With probability `leak` it also names the
+  diagnosis (`label_named`), in the same words for everyone, so that hiding `DIAGNOSES` takes the leak away and
+  nothing else;
+* the report (role `report`), written from the image: findings affirmed, denied ("no effusion") or hedged ("possible",
+  "cannot exclude"), as `said_` keeps it. What is hedged is there or not; `hedge` is how often a mild finding is.
+
+`ood_hospital` has less contrast, more noise, half the resolution, and other wordings. Only integer arithmetic and
+numpy's frozen legacy stream are used, so the bytes are the same on every platform.
 """
 
 import numpy as np
@@ -120,7 +125,7 @@ def _report(row: dict, other: int) -> str:
 
 
 def _places(items: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each finding's lesion as (N, 5) whole numbers: centre x and y, radii, and the row it starts at; radius 0 where there is none."""
+    """Each finding's lesion as (N, 5) whole numbers: centre x and y, radii (0: no lesion), and the row it starts at."""
     shift = items[["shift_x", "shift_y"]].to_numpy()
     lungs = np.array(LUNGS)
     ap = (items["label_view"] == "AP").to_numpy().astype(np.int64)
@@ -155,7 +160,7 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ellipse(at: np.ndarray) -> np.ndarray:
-    """(N, 64, 64) int32: 256 at the centre down to 0 at the rim and outside, of ellipses (N, 5); all 0 for a radius of 0."""
+    """Ellipses (N, 5) as (N, 64, 64) int32: 256 at the centre down to 0 at the rim and outside; all 0 for radius 0."""
     y, x = _grid()
     cx, cy, rx, ry, top = (column[:, None, None] for column in at.T.astype(np.int32))
     dx, dy = x[:, :1] - cx, y[:, :, :1] - cy
@@ -164,8 +169,11 @@ def _ellipse(at: np.ndarray) -> np.ndarray:
 
 
 def masks(items: pd.DataFrame, finding: str) -> np.ndarray:
-    """(N, 64, 64) bool: exactly the pixels a finding was drawn on (an effusion is drawn last, over an opacity); empty where it is absent."""
-    at = [[int(n) for n in text.split()] if text else [0] * 5 for text in items[f"at_{finding}"]]
+    """Exactly the pixels a finding was drawn on, (N, 64, 64) bool; none where it is absent.
+
+    An effusion is drawn last, over an opacity.
+    """
+    at = [list(map(int, text.split())) if text else [0] * 5 for text in items[f"at_{finding}"]]
     return _ellipse(np.array(at, dtype=np.int64).reshape(-1, 5)) > 0
 
 
@@ -220,7 +228,7 @@ def _draw(rng: np.random.RandomState, items: pd.DataFrame, places: dict[str, np.
 def _part(rng: np.random.RandomState, split: str, count: int, *, leak: float, hedge: float, views: bool = True):
     """Images, items and texts of the patients of one split."""
     patients, other = _patients(rng, count, leak, hedge), int(split == "ood_hospital")
-    rows = [dict(zip(patients, row)) for row in zip(*(patients[name].tolist() for name in patients))]
+    rows = patients.to_dict("records")
     texts = pd.DataFrame({"note": [_note(row, other) for row in rows], "report": [_report(row, other) for row in rows]})
     owner = np.repeat(np.arange(count), rng.randint(1, 4, size=count, dtype=np.int64) if views else 1)
     items = patients.iloc[owner].reset_index(drop=True)
@@ -242,7 +250,7 @@ def _part(rng: np.random.RandomState, split: str, count: int, *, leak: float, he
 
 
 def generate(*, leak: float, hedge: float, train: int, val: int, test: int, ood: int, pool: int, seed: int):
-    """Images (N, 64, 64, 3), the table of items and the table of texts; sizes are patients. See the module's text for what they mean.
+    """Images (N, 64, 64, 3), the table of items and the table of texts; sizes are patients.
 
     Splits and pools have streams of their own, so that the size of one changes no other."""
     for name, share in {"leak": leak, "hedge": hedge}.items():

@@ -1,10 +1,11 @@
 """`scenes`: captioned scenes whose answer needs the image, the text, or both, by a knob.
 
-A scene holds an arrow, a landmark beside it, and a textured ground. Two captions describe it (role `caption`). A third text is a
-question (role `question`): it tells the arrow how to turn. The answer is where the arrow ends up pointing (`label_answer`):
+A scene holds an arrow, a landmark beside it, and a textured ground. Two captions describe it (role `caption`). A
+third text is a question (role `question`): it tells the arrow how to turn. The answer is where the arrow ends up
+pointing (`label_answer`):
 
-* kind `both`: the answer is the arrow's heading (image only) turned as the text says (text only), a sum modulo four, so that
-  either modality alone is exactly at chance;
+* kind `both`: the answer is the arrow's heading (image only) turned as the text says (text only), a sum modulo four,
+  so that either modality alone is exactly at chance;
 * kind `image`: a beacon on one side of the image tells the answer, whatever the text says;
 * kind `text`: the text names the side itself, whatever the image shows;
 * kind `either`: both cues are there and agree.
@@ -35,7 +36,8 @@ AXES = {"heading": 4, "arrow": 6, "shape": 4, "landmark": 6, "size": 2, "relatio
 PIXELS, BLOCK = 32, 256
 LARGEST_SEED = 2**32 - 3  # numpy's legacy stream takes 32 bits, and streams seed + 1 and seed + 2 are used
 
-# Two wordings of each turn. Of the frames, the first pair is used in training, the second only in `ood_style` and in broad pools.
+# Two wordings of each turn. Of the frames, the first pair is used in training, the second only in `ood_style` and in
+# broad pools.
 TURNS = (
     ("go straight on", "keep straight ahead"),
     ("turn right", "take a right turn"),
@@ -56,14 +58,19 @@ CAPTION_FRAMES = (
         "on {ground} ground a {size} {landmark} {shape} has a {arrow} arrow {relation} it , pointing {heading} .",
     ),
     (
-        "look , here points a {arrow} arrow {heading} and it stands {relation} one {size} {landmark} {shape} , the ground is {ground} .",
-        "this ground is {ground} , with one {size} {landmark} {shape} and {relation} that an arrow in {arrow} which points {heading} .",
+        "look , here points a {arrow} arrow {heading} and it stands {relation} one {size} {landmark} {shape} , "
+        "the ground is {ground} .",
+        "this ground is {ground} , with one {size} {landmark} {shape} and {relation} that an arrow in {arrow}"
+        " which points {heading} .",
     ),
 )
 
 
 def _held_out(scene: dict) -> np.ndarray:
-    """Compositions never seen in training: four (colour, heading) arrows and four (colour, shape) landmarks, one for each value of either."""
+    """Compositions never seen in training: four (colour, heading) arrows and four (colour, shape) landmarks.
+
+    There is one for each value of either.
+    """
     return ((scene["arrow"] + scene["heading"]) % 6 == 0) | ((scene["landmark"] + 2 * scene["shape"]) % 6 == 1)
 
 
@@ -81,7 +88,8 @@ def _draw_ids(
     wanted = sizes["train"] + sizes["val"] + sizes["test"] + sizes["ood_style"]
     if wanted > len(known) or sizes["ood_composition"] > len(novel):
         raise MmkitError(
-            f"scenes has {len(known)} seen and {len(novel)} held-out compositions, not the {wanted} and {sizes['ood_composition']} asked for; lower train, val, test or ood"
+            f"scenes has {len(known)} seen and {len(novel)} held-out compositions, "
+            f"not the {wanted} and {sizes['ood_composition']} asked for; lower train, val, test or ood"
         )
     codes, splits, at = [], [], 0
     for split, size in sizes.items():
@@ -110,7 +118,10 @@ def _shape_mask(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, r: np.ndarray
 
 
 def _draw(rng: np.random.RandomState, scene: dict, styled: np.ndarray, beacon: np.ndarray, count: int) -> np.ndarray:
-    """Images (count, 32, 32, 3) uint8 of the first `count` scenes, a few at a time so that they stay in cache. beacon: (N,) side index, or -1 for none; styled: (N,) a dark, noisy ground."""
+    """Images (count, 32, 32, 3) uint8 of the first `count` scenes, a few at a time so that they stay in cache.
+
+    beacon: (N,) side index, or -1 for none; styled: (N,) a dark, noisy ground.
+    """
     jitter = rng.randint(-1, 2, size=(4, len(styled)), dtype=np.int64).astype(np.int32)
     images = np.empty((count, PIXELS, PIXELS, 3), dtype=np.uint8)
     for start in range(0, count, BLOCK):
@@ -210,68 +221,55 @@ def _part(
 
 
 def generate(
-    *,
-    both: float,
-    image_share: float,
-    either: float,
-    label_noise: float,
-    train: int,
-    val: int,
-    test: int,
-    ood: int,
-    pool: int,
-    broad: bool,
-    seed: int,
+    *, both: float, image_share: float, either: float, label_noise: float, broad: bool, seed: int, **sizes: int
 ):
     """Images (N, 32, 32, 3), the table of items and the table of texts; see the module's text for what they mean.
 
-    Pools keep the default mix of kinds whatever the knobs say, and a stream of their own, so that one pretraining serves every setting."""
-    for name, share in {"both": both, "image_share": image_share, "either": either, "label_noise": label_noise}.items():
-        if not 0 <= share <= 1:
-            raise MmkitError(f"{name}={share} is a share: give a number from 0 to 1")
-    for name, size in {"train": train, "val": val, "test": test, "ood": ood, "pool": pool, "seed": seed}.items():
-        if size < 0:
-            raise MmkitError(f"{name}={size} is negative: give a whole number from 0 on")
-    if seed > LARGEST_SEED:
-        raise MmkitError(f"seed={seed} is too large: give a whole number up to {LARGEST_SEED}")
-    sizes = {"train": train, "val": val, "test": test, "ood_composition": ood, "ood_style": ood}
-    codes, split = _draw_ids(np.random.RandomState(seed), sizes, pool, broad)
-    labelled = sum(sizes.values())
+    sizes: train, val, test, ood (of each of the two ood splits) and pool (of each pool). Pools keep the default mix of
+    kinds whatever the knobs say, and a stream of their own, so that one pretraining serves every setting.
+    """
+    shares = {"both": both, "image_share": image_share, "either": either}
+    _require_ranges(shares | {"label_noise": label_noise}, {**sizes, "seed": seed}, seed)
+    pool, ood = sizes["pool"], sizes["ood"]
+    wanted = {name: sizes[name] for name in ("train", "val", "test")} | {"ood_composition": ood, "ood_style": ood}
+    codes, split = _draw_ids(np.random.RandomState(seed), wanted, pool, broad)
+    labelled = sum(wanted.values())
     rng = np.random.RandomState(seed + 1)
-    images, items, texts = _part(
-        rng,
-        codes[:labelled],
-        split[:labelled],
-        split[:labelled] == "ood_style",
-        both=both,
-        image_share=image_share,
-        either=either,
-    )
+    styled = split[:labelled] == "ood_style"
+    images, items, texts = _part(rng, codes[:labelled], split[:labelled], styled, **shares)
     flipped = (items["split"] == "train") & (rng.random_sample(labelled) < label_noise)
-    items["label_answer"] = np.where(
-        flipped, np.array(SIDES)[rng.randint(0, 4, size=labelled, dtype=np.int64)], items["label_answer"]
-    )
+    drawn = np.array(SIDES)[rng.randint(0, 4, size=labelled, dtype=np.int64)]
+    items["label_answer"] = np.where(flipped, drawn, items["label_answer"])
 
     rng = np.random.RandomState(seed + 2)
     styled = broad & (rng.random_sample(2 * pool) < 0.5)
     pooled = _part(rng, codes[labelled:], split[labelled:], styled, both=0.5, image_share=0.5, either=0.0)
     pooled[1]["group"] = [f"pool-{i}" for i in range(2 * pool)]
-
-    items, texts = (pd.concat(pair, ignore_index=True) for pair in ((items, pooled[1]), (texts, pooled[2])))
-    has_image, has_text = items["split"] != "pool_text", items["split"] != "pool_image"
-    images = np.concatenate([images, pooled[0]])
+    items = pd.concat([items, pooled[1]], ignore_index=True)
+    texts = pd.concat([texts, pooled[2]], ignore_index=True)
+    has_image = items["split"] != "pool_text"
     items.insert(0, "id", [f"{s}-{i:05d}" for i, s in enumerate(items["split"])])
     items.insert(1, "image", np.where(has_image, np.cumsum(has_image) - 1, -1))
-    table = (
-        texts[has_text].melt(ignore_index=False, value_name="text", var_name="role").rename_axis("item").reset_index()
-    )
+    return np.concatenate([images, pooled[0]]), items, _by_role(texts[items["split"] != "pool_image"])
+
+
+def _require_ranges(shares: dict[str, float], sizes: dict[str, int], seed: int) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise MmkitError(f"{name}={share} is a share: give a number from 0 to 1")
+    for name, size in sizes.items():
+        if size < 0:
+            raise MmkitError(f"{name}={size} is negative: give a whole number from 0 on")
+    if seed > LARGEST_SEED:
+        raise MmkitError(f"seed={seed} is too large: give a whole number up to {LARGEST_SEED}")
+
+
+def _by_role(texts: pd.DataFrame) -> pd.DataFrame:
+    """A text a row, with item, text, language and role, from one row a scene with a column for each of its texts."""
+    table = texts.melt(ignore_index=False, value_name="text", var_name="role").rename_axis("item").reset_index()
     table["role"] = table["role"].replace({"first": "caption", "second": "caption"})
     table["language"] = "en"
-    return (
-        images,
-        items,
-        table[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True),
-    )
+    return table[["item", "text", "language", "role"]].sort_values("item", kind="stable", ignore_index=True)
 
 
 def prepare(writer: Writer, sources, **knobs) -> None:

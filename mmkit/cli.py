@@ -180,14 +180,14 @@ def data_add(
     allow_unpaired: Annotated[bool, typer.Option("--allow-unpaired", help="Images without caption and captions without image become pools.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace your set of this name.")] = False,
-    title: Annotated[str, typer.Option(help="For the card.")] = "",
-    licence: Annotated[str, typer.Option(help="For the card.")] = "not stated",
+    identifiers: Annotated[str, typer.Option(help="DICOM that names a patient: refuse it, or drop all but its pixels.")] = "refuse",
+    card: Annotated[list[str], typer.Option(metavar="FIELD=TEXT", help="For the card: title, licence, terms, citation.")] = [],
 ) -> None:
     """Make a data set of your own images and captions."""
     from mmkit.data import commands
 
-    options = {"size": size, "allow_unpaired": allow_unpaired, "dry_run": dry_run, "force": force, "title": title, "licence": licence}
-    commands.add(name, images=images, table=table, columns=_pairs(column, "--column caption=report"), **options)
+    options = {"size": size, "allow_unpaired": allow_unpaired, "dry_run": dry_run, "force": force, "identifiers": identifiers}
+    commands.add(name, images=images, table=table, columns=_pairs(column, "--column caption=report"), card=_pairs(card, "--card licence=CC0"), **options)
 
 
 @data.command("check")

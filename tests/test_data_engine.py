@@ -307,7 +307,8 @@ def test_damage_is_found_and_the_remedy_named(data_root):
     broken("images.npy", sound["images.npy"][:-1])
     with pytest.raises(
         MmkitError,
-        match="damaged, images.npy has 547 bytes where the card says 548: make it again: mmkit data prepare toy --force",
+        match="damaged, images.npy has 547 bytes where the card says 548: make it again: mmkit data prepare toy "
+        "--force",
     ):
         load(recipe())
     broken("texts.parquet", sound["texts.parquet"][:9] + b"?" + sound["texts.parquet"][10:])
@@ -379,7 +380,9 @@ def test_one_bad_card_hides_no_other_set(change, capsys, monkeypatch):
         json.dumps({name: value for name, value in card.items() if value is not None or name == "recipe"})
     )
     reason = (
-        "has schema 0, this mmkit reads 1 and 2" if "schema" in change else f"cannot be read [(]it lacks {[*change][0]}[)]"
+        "has schema 0, this mmkit reads 1 and 2"
+        if "schema" in change
+        else f"cannot be read [(]it lacks {[*change][0]}[)]"
     )
     commands.list_()
     listed = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("toy")]

@@ -1,5 +1,7 @@
-"""Downloads against a server on this machine: cut, wrong, missing, resumed, full disk; the mirror; archives with bad members."""
+"""Downloads against a server on this machine: cut, wrong, missing, resumed, full disk; the mirror; archives with bad
+members."""
 
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -17,6 +19,7 @@ import pytest
 
 from mmkit.data import File, Recipe, commands, fetch, load, prepared
 from mmkit.data.archive import unpack
+from mmkit.data.recipe import find_recipe, recipe_names
 from mmkit.errors import MmkitError
 
 BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
@@ -27,7 +30,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Serves `server.body` as `server.script` says, one entry a request; the last entry stays.
 
     ok: whole, with ranges. cut: closes after a third of what was asked for. stall: sends a third and waits.
-    ignore: whole, whatever range was asked for. A number: that status.
+    ignore: whole, whatever range was asked for. endless, drip: without a length and an end, fast or a byte at a time.
+    A number: that status.
     """
 
     def do_GET(self):
@@ -37,6 +41,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(act, int):
             self.send_response(act)
             self.end_headers()
+            return
+        if act in ("endless", "drip"):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not server.release.wait(0.02 if act == "drip" else 0):
+                    self.wfile.write(b"x" if act == "drip" else b"x" * 50_000)
             return
         start = int(asked.removeprefix("bytes=").removesuffix("-") or 0) if act != "ignore" else 0
         if start >= len(server.body):
@@ -95,14 +106,14 @@ def test_a_file_is_fetched_once(server, tmp_path):
 def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path, capsys):
     server.script = ["cut", "cut", "ok"]
     assert get(the_file(server), tmp_path).read_bytes() == BODY
-    assert server.log == [("cut", ""), ("cut", "bytes=983040-"), ("ok", "bytes=1638400-")]
-    assert "photos.bin: the connection was cut; trying again at 983.0 kB" in capsys.readouterr().err
+    assert server.log == [("cut", ""), ("cut", "bytes=1000000-"), ("ok", "bytes=1666666-")]
+    assert "photos.bin: the connection was cut; trying again at 1.0 MB" in capsys.readouterr().err
 
 
 def test_a_server_that_ignores_the_range_sends_all_again(server, tmp_path):
     server.script = ["cut", "ignore"]
     assert get(the_file(server), tmp_path).read_bytes() == BODY
-    assert server.log == [("cut", ""), ("ignore", "bytes=983040-")]
+    assert server.log == [("cut", ""), ("ignore", "bytes=1000000-")]
 
 
 def test_passing_troubles_are_retried(server, tmp_path, capsys):
@@ -115,12 +126,13 @@ def test_it_gives_up_after_attempts_without_a_new_byte_and_keeps_the_part(server
     server.script = ["cut", 500]
     with pytest.raises(
         fetch.Unreachable,
-        match="answered 500 .*check the network and run again, it goes on at 983.0 kB; or point MMKIT_MIRROR at a folder that has it",
+        match="answered 500 .*check the network and run again, it goes on at 1.0 MB; or point MMKIT_MIRROR at a "
+        "folder that has it",
     ):
         get(the_file(server), tmp_path)
     assert len(server.log) == 2 + fetch.RETRIES and left(tmp_path) == ["photos.bin.part"]
     server.script = ["ok"]
-    assert get(the_file(server), tmp_path).read_bytes() == BODY and server.log[-1] == ("ok", "bytes=983040-")
+    assert get(the_file(server), tmp_path).read_bytes() == BODY and server.log[-1] == ("ok", "bytes=1000000-")
 
 
 def test_404_is_said_at_once(server, tmp_path):
@@ -140,11 +152,61 @@ def test_no_server(server, tmp_path):
         get(the_file(server), tmp_path)
 
 
+def test_a_body_without_length_ends_at_the_limit(server, tmp_path):
+    """A stranger's server that never stops sending fills no disk."""
+    server.script, file = ["endless"], the_file(server, size=None, limit=1_000_000)
+    with pytest.raises(
+        MmkitError, match="is not photos.bin: it has 1[0-9]{6} bytes, the recipe expects at most 1000000"
+    ):
+        get(file, tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_a_server_that_sends_a_byte_a_second_is_given_up(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "PATIENCE", 0.2)
+    server.script = ["drip"]
+    with pytest.raises(
+        fetch.Unreachable, match=r"\(less than 1.0 kB a second\): check the network and run again, it goes"
+    ):
+        get(the_file(server), tmp_path)
+    assert len(server.log) == 1 + fetch.RETRIES
+
+
+def test_nothing_beyond_is_no_answer_to_a_first_request(server, tmp_path):
+    server.script = [416]
+    with pytest.raises(fetch.Unreachable, match="the server answered 416 Requested Range Not Satisfiable"):
+        get(the_file(server), tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_every_file_of_every_recipe_that_has_an_address_has_a_digest_and_a_size():
+    for name in recipe_names():
+        for file in find_recipe(name).files:
+            digest = re.fullmatch("[0-9a-f]{64}", file.sha256 or "") or re.fullmatch("[0-9a-f]{32}", file.md5 or "")
+            assert digest and (file.size or file.limit < 2_000_000_000) if file.url else file.page, (
+                f"{name}: {file.name}"
+            )
+
+
+def test_a_file_without_a_published_digest_is_brought_by_hand(recipe, tmp_path, server):
+    file = File("photos.zip", "", page="https://example.org/photos", unpack=True)
+    by_hand = Recipe(**(vars(recipe) | {"files": (file,)}))
+    message = (
+        "photos.zip has to be brought by hand, .*: get it from https://example.org/photos and put it at .*photos.zip"
+    )
+    with pytest.raises(MmkitError, match=message):
+        load(by_hand)
+    (tmp_path / "data/raw/set/photos.zip").write_bytes(server.body)
+    source = load(by_hand).card["sources"][0]
+    assert source["from"] == "https://example.org/photos" and not source["checked"] and server.log == []
+
+
 @pytest.mark.parametrize("digest", ["sha256", "md5"])
 def test_wrong_hash(server, tmp_path, digest):
     with pytest.raises(
         MmkitError,
-        match=f"what http.* sends is not photos.bin: its {digest} is {SHA if digest == 'sha256' else MD5}, the recipe expects 000.*; nothing was used",
+        match=f"what http.* sends is not photos.bin: its {digest} is {SHA if digest == 'sha256' else MD5}, the "
+        f"recipe expects 000.*; nothing was used",
     ):
         get(the_file(server, **{"sha256": None, digest: "0" * 64}), tmp_path)
     assert left(tmp_path) == [] and len(server.log) == 1
@@ -154,7 +216,8 @@ def test_wrong_hash(server, tmp_path, digest):
 def test_wrong_size(server, tmp_path, size):
     with pytest.raises(
         MmkitError,
-        match=f"is not photos.bin: it has .* bytes, the recipe expects {size}; nothing was used; run again later, or point MMKIT_MIRROR",
+        match=f"is not photos.bin: it has .* bytes, the recipe expects {size}; nothing was used; run again later, or"
+        f" point MMKIT_MIRROR",
     ):
         get(the_file(server, size=size), tmp_path)
     assert left(tmp_path) == []
@@ -187,7 +250,8 @@ def test_too_little_space_is_said_before_the_first_byte(server, tmp_path, monkey
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "free")(2_000_000))
     with pytest.raises(
         MmkitError,
-        match="downloading photos.bin needs 3.0 MB but .* has 2.0 MB free: free some space, or point MMKIT_DATA at another disk",
+        match="downloading photos.bin needs 3.0 MB but .* has 2.0 MB free: free some space, or point MMKIT_DATA at "
+        "another disk",
     ):
         get(the_file(server, size=None), tmp_path)
     assert left(tmp_path) == []
@@ -203,13 +267,15 @@ def test_a_disk_that_fills_up_keeps_the_part(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "open", Full, raising=False)
     with pytest.raises(
         MmkitError,
-        match="the disk of .* is full: free some space, or point MMKIT_DATA at another disk; what was downloaded is kept",
+        match="the disk of .* is full: free some space, or point MMKIT_DATA at another disk; what was downloaded is"
+        " kept",
     ):
         get(the_file(server), tmp_path)
     assert left(tmp_path) == ["photos.bin.part"]
+    kept = (tmp_path / "photos.bin.part").stat().st_size
     monkeypatch.undo()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert get(the_file(server), tmp_path).read_bytes() == BODY and server.log[-1][1] == "bytes=2097152-"
+    assert get(the_file(server), tmp_path).read_bytes() == BODY and server.log[-1][1] == f"bytes={kept}-"
 
 
 def test_killed_in_the_middle_then_run_again(server, tmp_path):
@@ -349,7 +415,8 @@ def test_an_optional_file_that_cannot_be_had_is_reported(recipe, server):
     )
     with pytest.raises(
         MmkitError,
-        match="unknown text language of 'set' 'zh'.*; more.txt could not be had when it was prepared, 'mmkit data prepare set --force' tries again",
+        match="unknown text language of 'set' 'zh'.*; more.txt could not be had when it was prepared, 'mmkit data "
+        "prepare set --force' tries again",
     ):
         ds.texts_of([0], language="zh")
 

@@ -1,4 +1,5 @@
-"""The flickr8k recipe on small made folders in the original's and the mirror's layout, and on the mirror where there is one."""
+"""The flickr8k recipe on small made folders in the original's and the mirror's layout, and on the mirror where there
+is one."""
 
 import hashlib
 import os
@@ -84,7 +85,7 @@ def test_the_mirrors_layout(folders):
         folders / "mirror/flickr8k_cn/flickr8kzhc.caption.txt",
     )
     made = (folders / "mirror/flickr8k_cn/flickr8kzhc.caption.txt").read_bytes()
-    chinese = replace(flickr8k.RECIPE.files[2], sha256=hashlib.sha256(made).hexdigest())
+    chinese = replace(flickr8k.RECIPE.files[2], sha256=hashlib.sha256(made).hexdigest(), size=len(made))
     recipe = replace(flickr8k.RECIPE, files=(*flickr8k.RECIPE.files[:2], chinese))
     check_made(load(recipe), 160)
     check_made(load(recipe, size=64), 64)
@@ -104,7 +105,7 @@ def test_the_originals_layout(folders, monkeypatch):
             for path in (folders / folder).iterdir():
                 out.write(path, prefix + path.name)
                 out.writestr(f"__MACOSX/{prefix}._{path.name}", "junk")
-    files = tuple(replace(file, md5=None, sha256=None) for file in flickr8k.RECIPE.files)
+    files = tuple(replace(file, md5=None, sha256=None, size=None) for file in flickr8k.RECIPE.files)
     check_made(load(replace(flickr8k.RECIPE, files=files)), 160)
     assert sorted(path.name for path in raw.iterdir()) == sorted(file.name for file in files)
 

@@ -197,7 +197,13 @@ def test_a_damaged_image_is_reported_by_name_and_left_out(photos):
 
 def test_a_dry_run_writes_nothing(photos, data_root):
     card = adding(photos, f"image,caption\n{ALL}", dry_run=True)
-    assert card == {"name": "mine", "splits": {"train": 8, "val": 1, "test": 1}, "texts": 10, "reported": []}
+    assert card == {
+        "name": "mine",
+        "splits": {"train": 8, "val": 1, "test": 1},
+        "texts": 10,
+        "reported": [],
+        "notes": [],
+    }
     assert not data_root.exists()
 
 
@@ -256,7 +262,7 @@ REFUSED = {
     "unknown column of captions.csv 'image': there are none": "",
     "captions.csv, line 3 has 3 fields, the header 2: put a caption that holds the separator in double quotes": HEAD
     + "p0.png,a dog\np1.png,a dog, running\n",
-    "captions.csv cannot be read as a table (unexpected end of data): expected a header line and one row a caption": HEAD
+    "captions.csv, line 2 cannot be read (a quote is opened and not closed): close it, and write a quote inside": HEAD
     + 'p0.png,"a dog\n',
     "1 groups are in more than one split, first 'g' in train, test: keep all items of a group in one split, or test scores leak": "image,caption,group,split\n"
     + "".join(f"p{n}.png,photo,g,{'test' if n > 7 else 'train'}\n" for n in range(10)),
@@ -288,7 +294,8 @@ def test_too_few_groups_for_splits(photos):
         (photos / f"p{n}.png").unlink()
     with pytest.raises(
         MmkitError,
-        match="2 groups cannot be split into train, val and test: give at least 3, or name the splits in a column 'split'",
+        match="2 groups cannot be split into train, val and test: give at least 3, or name the splits in a column "
+        "'split'",
     ):
         adding(photos, HEAD + "p0.png,a\np1.png,b\n")
 

@@ -1,4 +1,5 @@
-"""The medical recipes on small made sources in the originals' layouts, DICOM files the tests write, and the mirror where there is one."""
+"""The medical recipes on small made sources in the originals' layouts, DICOM files the tests write, and the mirror
+where there is one."""
 
 import hashlib
 import http.server
@@ -283,7 +284,8 @@ def test_a_table_that_makes_no_set_is_refused(folders, archive, message):
 def test_shares_that_leave_nothing_are_refused(xrays):
     with pytest.raises(
         MmkitError,
-        match="val=0.5 and test=0.5 leave nothing to train on or nothing to test: give shares above 0 whose sum is below 1",
+        match="val=0.5 and test=0.5 leave nothing to train on or nothing to test: give shares above 0 whose sum is "
+        "below 1",
     ):
         covid(xrays, val=0.5, test=0.5)
 

@@ -38,7 +38,9 @@ def recipe(tmp_path, monkeypatch):
         picture = Image.new("RGBA", (72, 72), (0, 0, 0, 0))
         picture.paste((200, 30 + index, 30, 255), (24, 24, 48, 48))
         picture.save(pictures / f"{hexcode}.png")
-    return replace(openmoji.RECIPE, files=tuple(replace(file, sha256=None) for file in openmoji.RECIPE.files))
+    return replace(
+        openmoji.RECIPE, files=tuple(replace(file, sha256=None, size=None) for file in openmoji.RECIPE.files)
+    )
 
 
 def test_captions_labels_groups_and_white_background(recipe):

@@ -185,6 +185,7 @@ def test_no_patient_is_in_two_splits_and_a_set_that_has_one_is_refused():
     )
     with pytest.raises(
         MmkitError,
-        match="groups are in more than one split, first 'p-patient-0000' in train, test: keep all items of a group in one split, or test scores leak",
+        match="groups are in more than one split, first 'p-patient-0000' in train, test: keep all items of a group "
+        "in one split, or test scores leak",
     ):
         load(recipe)

@@ -1,4 +1,7 @@
-"""From a recipe or your own files to a prepared set, and from there to pixels, texts and labels. Names load when first used."""
+"""From a recipe or your own files to a prepared set, and from there to arrays, texts and labels.
+
+Names load when they are first used.
+"""
 
 from importlib import import_module
 

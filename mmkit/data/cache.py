@@ -19,8 +19,8 @@ def cached(key_parts: dict | list | str, compute: Callable[[], dict[str, torch.T
     """The tensors `compute` makes, from the cache when they were made before.
 
     key_parts: everything the result depends on, as JSON values: content hash of the data, weights' hash, settings.
-    A damaged file is noticed by its hash and computed again; where nothing can be written, nothing is kept. Of two processes that
-    want the same tensors one computes and the other waits.
+    A damaged file is noticed by its hash and computed again; where nothing can be written, nothing is kept. Of two
+    processes that want the same tensors one computes and the other waits.
     """
     key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
     path = data_root() / "cache" / f"{key}.safetensors"

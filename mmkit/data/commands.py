@@ -8,7 +8,7 @@ from rich.table import Table
 from mmkit.data import local, prepared
 from mmkit.data.folders import data_root, readable
 from mmkit.data.recipe import find_recipe, recipe_names
-from mmkit.errors import MmkitError, unknown
+from mmkit.errors import MmkitError, printable, unknown
 
 
 def list_() -> None:
@@ -21,11 +21,11 @@ def list_() -> None:
             table.add_row(name, recipe.title, "no" if recipe.files else "no, generated", "", "")
     for folder, card in sets.items():
         if card is None:
-            table.add_row(folder.name, "", "its card cannot be read", "", "")
+            table.add_row(_line(folder.name), "", "its card cannot be read", "", "")
             continue
-        size = readable(sum(path.stat().st_size for path in folder.iterdir()))
-        splits = ", ".join(f"{split} {count:,}" for split, count in card["splits"].items())
-        table.add_row(folder.name, card["title"], size, splits, card["content"][:8])
+        size = readable(sum(entry["size"] for entry in card["files"].values()))
+        cells = (folder.name, card["title"], size, _splits(card), card["content"][:8])
+        table.add_row(*map(_line, cells))
     Console(markup=False, emoji=False).print(table)  # a title is its owner's, brackets and all
     print(f"in {data_root()}")
 
@@ -38,15 +38,14 @@ def prepare(name: str, settings: list[str] | None = None, *, force: bool = False
     print(f"  in {folder}")
 
 
-def add(name: str, *, dry_run: bool = False, **options) -> None:
-    """Make a set of your own images and captions; see `mmkit.data.add`."""
-    card = local.add(name, dry_run=dry_run, **options)
-    _summary(name, card)
-    print(
-        "  dry run: nothing was written"
-        if dry_run
-        else f"  in {data_root() / name}; open it with mmkit.load({name!r}), or pass -p data={name} to a notebook"
-    )
+def add(name: str, *, card: dict[str, str] | None = None, dry_run: bool = False, **options) -> None:
+    """Make a set of your own images and captions; see `mmkit.data.add`. card: title, licence, terms, citation."""
+    for field in card or {}:
+        if field not in local.CARD:
+            raise unknown("field of the card", field, local.CARD)
+    _summary(name, local.add(name, dry_run=dry_run, **options, **(card or {})))
+    opening = f"open it with mmkit.load({name!r}), or pass -p data={name} to a notebook"
+    print("  dry run: nothing was written" if dry_run else f"  in {data_root() / name}; {opening}")
 
 
 def check(name: str | None = None, settings: list[str] | None = None) -> None:
@@ -70,33 +69,39 @@ def card(name: str, settings: list[str] | None = None) -> None:
     folder = _folder(name, settings or [])
     content = prepared.require_schema(folder, prepared.read_card(folder))
     _summary(folder.name, content)
-    made_by = content["recipe"]
     for field in ("title", "task", "licence", "terms", "citation", "content", "prepared"):
-        print(f"  {field}: {content[field] or '-'}")
-    print(
-        f"  recipe: {made_by['name']} version {made_by['version']}, knobs {content['knobs']}"
-        if made_by
-        else "  recipe: none, added by hand"
-    )
+        print(f"  {field}: {_line(content[field]) or '-'}")
+    made_by = content["recipe"]
+    version = f"{made_by['name']} version {made_by['version']}, knobs {content['knobs']}" if made_by else ""
+    print(f"  recipe: {_line(version) or 'none, added by hand'}")
     for modality, about in content.get("arrays", {}).items():
         options = [f"{key} {value}" for key, value in about.items() if key not in ("dtype", "shape", "sha256")]
-        print(f"  array {modality}: {', '.join([' x '.join(map(str, about['shape'])), about['dtype'], *options])}")
+        described = [" x ".join(map(str, about["shape"])), about["dtype"], *options]
+        print(_line(f"  array {modality}: {', '.join(described)}"))
     for source in content["sources"]:
+        digest = f", sha256 {source['sha256']}" if "sha256" in source else ""
         checked = "" if source.get("checked", True) else ", held against no published digest"
-        print(
-            f"  source: {source['name']} from {source['from']}{', sha256 ' + source['sha256'] if 'sha256' in source else ''}{checked}"
-        )
+        print(f"  source: {_line(source['name'])} from {_line(source['from'])}{_line(digest)}{checked}")
 
 
 def _summary(name: str, card: dict) -> None:
-    splits = ", ".join(f"{split} {count:,}" for split, count in card["splits"].items())
-    print(
-        f"{name}: {splits}; {card['texts']:,} texts" + (f"; content {card['content'][:8]}" if "content" in card else "")
-    )
+    content = f"; content {card['content'][:8]}" if "content" in card else ""
+    print(_line(f"{name}: {_splits(card)}; {card['texts']:,} texts{content}"))
+    for note in card.get("notes", []):
+        print(f"  note: {_line(note)}")
     for left_out in card["reported"][:5]:
-        print(f"  left out: {left_out['name']}: {left_out['reason']}")
+        print(f"  left out: {_line(left_out['name'])}: {_line(left_out['reason'])}")
     if len(card["reported"]) > 5:
         print(f"  left out: {len(card['reported']) - 5} more, all on the card")
+
+
+def _splits(card: dict) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in card["splits"].items())
+
+
+def _line(text: object) -> str:
+    """A text of a card in one line; whoever wrote the card does not write to the terminal."""
+    return printable(text, 500).replace("\n", "\\n")
 
 
 def _folder(name: str, settings: list[str]) -> Path:

@@ -7,9 +7,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from mmkit.data.archive import unpack
 from mmkit.data.folders import data_root, file_hash, named_folder, readable, require_space, sync, writing
@@ -17,10 +19,12 @@ from mmkit.data.progress import progress
 from mmkit.data.recipe import File, Recipe
 from mmkit.errors import MmkitError
 
-CHUNK = 1 << 16  # bytes; at most so many are lost by a cut
-RETRIES = 4  # attempts in a row without a new byte
+CHUNK = 1 << 16  # bytes
+RETRIES = 4  # attempts in a row that brought less than CHUNK
+SLOWEST, PATIENCE = 1000, 60  # bytes a second, and the seconds over which they are counted
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that may be different in a moment
+ELSEWHERE = "nothing was used; run again later, or point MMKIT_MIRROR at a folder that has it"
 
 
 class Unreachable(MmkitError):
@@ -57,25 +61,22 @@ class Sources:
         return name in self._paths
 
     def resolve(self) -> None:
-        """Bring every file here. Raises MmkitError with the remedy for one that is missing or is not what it should be."""
+        """Bring every file here. Raises MmkitError with the remedy for one that is missing or not what it should be."""
         mirror = mirror_root()
         for file in self.recipe.files:
+            digested = bool(file.sha256 or file.md5)
             try:
                 if mirror and file.mirror and (mirror / file.mirror).exists():
-                    path = mirror / file.mirror
+                    path, origin = mirror / file.mirror, f"$MMKIT_MIRROR/{file.mirror}"
                     digest, listed = verify_mirrored(mirror, path)
-                    source = {
-                        "from": f"$MMKIT_MIRROR/{file.mirror}",
-                        "sha256": digest,
-                        "checked": listed or (path.is_file() and bool(file.sha256 or file.md5)),
-                    }
                     if path.is_file():
                         _verify(path, file, f"the mirror's {file.mirror}")
+                    checked = listed or (path.is_file() and digested)
                 else:
-                    path = self._download(file)
-                    source = {"from": file.url, "sha256": file_hash(path), "checked": bool(file.sha256 or file.md5)}
+                    path, origin = self._download(file), file.url or file.page
+                    digest, checked = file_hash(path), digested
                 self._paths[file.name] = self._unpack(path) if file.unpack and path.is_file() else path
-                self.provenance.append({"name": file.name, **source})
+                self.provenance.append({"name": file.name, "from": origin, "sha256": digest, "checked": checked})
             except Unreachable as error:
                 if not file.optional:
                     raise
@@ -84,13 +85,15 @@ class Sources:
     def _download(self, file: File) -> Path:
         with writing(self.raw):
             self.raw.mkdir(parents=True, exist_ok=True)
-        recipe = self.recipe
-        if not self._announced and not (self.raw / file.name).exists():
-            print(
-                f"{recipe.title}\n  licence: {recipe.licence}\n  terms: {recipe.terms}\n  cite: {recipe.citation}",
-                file=sys.stderr,
-            )
+        recipe, here = self.recipe, self.raw / file.name
+        if not self._announced and not here.exists():
+            terms = f"licence: {recipe.licence}\n  terms: {recipe.terms}\n  cite: {recipe.citation}"
+            print(f"{recipe.title}\n  {terms}", file=sys.stderr)
             self._announced = True
+        if not file.url and not here.exists():
+            reason = "its publisher states no digest, so nothing is fetched unseen"
+            remedy = f"get it from {file.page} and put it at {here}, or point MMKIT_MIRROR at a folder that has it"
+            raise Unreachable(f"{file.name} has to be brought by hand, {reason}: {remedy}")
         return download(file, self.raw)
 
     def _unpack(self, archive: Path) -> Path:
@@ -108,44 +111,40 @@ def mirror_root() -> Path | None:
     """The read-only folder with raw files of many sets that `$MMKIT_MIRROR` names, if it is set."""
     mirror = named_folder("MMKIT_MIRROR")
     if mirror and not mirror.is_dir():
-        raise MmkitError(
-            f"MMKIT_MIRROR names {str(mirror)!r}, which is no folder: correct it, or unset it to download from the public address"
-        )
+        remedy = "correct it, or unset it to download from the public address"
+        raise MmkitError(f"MMKIT_MIRROR names {str(mirror)!r}, which is no folder: {remedy}")
     return mirror
 
 
 def verify_mirrored(mirror: Path, path: Path) -> tuple[str, bool]:
-    """Hold a file, or all files of a folder, against the mirror's SHA256SUMS; returns its sha256, or that of the folder's listing, and whether all were listed there."""
+    """Hold a file, or all files of a folder, against the mirror's SHA256SUMS.
+
+    Returns its sha256, or that of the folder's listing, and whether all were listed there. Raises MmkitError.
+    """
     listing = mirror / "SHA256SUMS"
-    lines = (
-        [line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines()]
-        if listing.exists()
-        else []
-    )
-    sums = {name.removeprefix("*").removeprefix("./"): digest for digest, name in filter(None, lines)}
+    text = listing.read_text(encoding="utf-8") if listing.exists() else ""
+    lines = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+    sums = {name.removeprefix("*").removeprefix("./"): digest for digest, name in lines}
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     found = {file.relative_to(mirror).as_posix(): file_hash(file) for file in files}
     inside = f"{path.relative_to(mirror).as_posix()}/"
-    wrong = [name for name in sums if name.startswith(inside) and name not in found] + [
-        name for name in found if sums.get(name, found[name]) != found[name]
-    ]
+    wrong = [name for name in sums if name.startswith(inside) and name not in found]
+    wrong += [name for name in found if sums.get(name, found[name]) != found[name]]
     if wrong:
-        raise MmkitError(
-            f"{len(wrong)} files of the mirror {mirror} are missing or differ from its SHA256SUMS, first {wrong[0]}: copy them again, or unset MMKIT_MIRROR"
-        )
-    digest = (
-        next(iter(found.values()))
-        if path.is_file()
-        else hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in found.items()).encode()).hexdigest()
-    )
-    return digest, found.keys() <= sums.keys()
+        problem = f"are missing or differ from its SHA256SUMS, first {wrong[0]}"
+        raise MmkitError(f"{len(wrong)} files of the mirror {mirror} {problem}: copy them again, or unset MMKIT_MIRROR")
+    all_listed = found.keys() <= sums.keys()
+    if path.is_file():
+        return next(iter(found.values())), all_listed
+    found_listing = "".join(f"{digest}  {name}\n" for name, digest in found.items())
+    return hashlib.sha256(found_listing.encode()).hexdigest(), all_listed
 
 
 def download(file: File, folder: Path, *, pause: float = 1.0) -> Path:
     """A file from its address, checked: kept as `folder/file.name`, and fetched only when it is not there.
 
     A cut transfer goes on where it stopped, also in the next process (`file.name.part`). pause: seconds before the
-    first retry, doubled with each. Raises Unreachable when it cannot be had, MmkitError when it is not what it should be.
+    first retry, doubled with each. Raises Unreachable when it cannot be had, MmkitError when it is another file.
     """
     target, part = folder / file.name, folder / f"{file.name}.part"
     if target.exists():
@@ -170,87 +169,88 @@ def download(file: File, folder: Path, *, pause: float = 1.0) -> Path:
 
 
 def _transfer(file: File, part: Path, pause: float) -> None:
-    """Bring the bytes into `part`, going on after a cut; gives up after RETRIES attempts in a row without a new byte."""
+    """Bring the bytes into `part`, going on after a cut; give up after RETRIES attempts in a row that bring little."""
     failures = 0
     while True:
         before = _size(part)
         try:
             return _request(file, part, before)
         except requests.RequestException as error:
-            failures = 0 if _size(part) > before else failures + 1
-            answer = error.response
-            patience = (
-                RETRIES if answer is not None or _size(part) else 1
-            )  # nothing was ever reached: no network, most likely
-            if failures > patience or (answer is not None and answer.status_code not in PASSING):
-                raise Unreachable(
-                    f"{file.name} could not be downloaded from {file.url} ({_reason(error)}): check the network and run again"
-                    f"{f', it goes on at {readable(_size(part))}' if _size(part) else ''}; or point MMKIT_MIRROR at a folder that has it"
-                ) from error
-            print(f"{file.name}: {_reason(error)}; trying again at {readable(_size(part))}", file=sys.stderr)
+            failures = 0 if _size(part) - before >= CHUNK else failures + 1
+            answer, here = error.response, readable(_size(part))
+            reached = answer is not None or _size(part)  # else there is no network, most likely
+            if failures > (RETRIES if reached else 1) or (answer is not None and answer.status_code not in PASSING):
+                goes_on = f", it goes on at {here}" if _size(part) else ""
+                remedy = f"check the network and run again{goes_on}; or point MMKIT_MIRROR at a folder that has it"
+                problem = f"could not be downloaded from {file.url} ({_reason(error)})"
+                raise Unreachable(f"{file.name} {problem}: {remedy}") from error
+            print(f"{file.name}: {_reason(error)}; trying again at {here}", file=sys.stderr)
             asked = answer.headers.get("Retry-After", "") if answer is not None else ""
-            time.sleep(
-                min(60, int(asked))
-                if asked.isdigit()
-                else pause * 2 ** max(0, failures - 1) * random.uniform(0.75, 1.25)
-            )
+            wait = pause * 2 ** max(0, failures - 1) * random.uniform(0.75, 1.25)
+            time.sleep(min(60, int(asked)) if asked.isdigit() else wait)
 
 
 def _request(file: File, part: Path, start: int) -> None:
-    """One request for the bytes from `start` on, appended to `part`; a server that ignores the range sends all of them."""
+    """One request for the bytes from `start` on, appended to `part`; a server that ignores the range sends them all."""
     headers = {"Accept-Encoding": "identity", "User-Agent": "mmkit"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if (
-            answer.status_code == 416
-        ):  # nothing beyond what is here: whole, or of another file, which the check finds out
-            return
+        if answer.status_code == 416 and start:
+            return  # nothing beyond what is here: whole, or of another file, which the check finds out
         answer.raise_for_status()
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
         length = answer.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else file.size
         require_space(part.parent, (total or 0) - start, f"downloading {file.name}")
-        with (
-            open(part, "ab" if start else "wb") as out,
-            progress(label=file.name, unit="B", total=total, start=start) as bar,
-        ):
-            for chunk in answer.iter_content(CHUNK):
+        bar = progress(label=file.name, unit="B", total=total, start=start)
+        with open(part, "ab" if start else "wb") as out, bar:
+            since, there = time.monotonic(), start
+            for chunk in _arriving(answer):
                 out.write(chunk)
                 bar.update(len(chunk))
-                if file.size and out.tell() > file.size:
+                if out.tell() > (file.limit if file.size is None else file.size):
                     return  # more than the file has: the check names it
+                if (seconds := time.monotonic() - since) > PATIENCE:
+                    if out.tell() - there < SLOWEST * seconds:
+                        raise requests.Timeout(f"less than {readable(SLOWEST)} a second")
+                    since, there = time.monotonic(), out.tell()
         if total is not None and _size(part) < total:
             raise requests.ConnectionError(f"the connection closed after {_size(part)} of {total} bytes")
 
 
-def _verify(
-    path: Path,
-    file: File,
-    what: str,
-    remedy: str = "nothing was used; run again later, or point MMKIT_MIRROR at a folder that has it",
-) -> None:
-    """Hold a file against the recipe's size and digest."""
-    if file.size is not None and _size(path) != file.size:
-        raise MmkitError(
-            f"{what} is not {file.name}: it has {_size(path)} bytes, the recipe expects {file.size}; {remedy}"
-        )
+def _arriving(answer: requests.Response) -> Iterator[bytes]:
+    """The bytes as they come; `iter_content` would wait for a whole chunk, which takes for ever at a byte a second."""
+    read = getattr(answer.raw, "read1", answer.raw.read)  # urllib3 1 has no read1
+    try:
+        while chunk := read(CHUNK):
+            yield chunk
+    except ReadTimeoutError as error:
+        raise requests.Timeout("no answer in time") from error
+    except HTTPError as error:
+        raise requests.ConnectionError(error) from error
+
+
+def _verify(path: Path, file: File, what: str, remedy: str = ELSEWHERE) -> None:
+    """Hold a file against the recipe's size, or its limit where no size is published, and digest."""
+    size = _size(path)
+    if size != file.size if file.size is not None else size > file.limit:
+        expected = file.size if file.size is not None else f"at most {file.limit}"
+        raise MmkitError(f"{what} is not {file.name}: it has {size} bytes, the recipe expects {expected}; {remedy}")
     for algorithm, expected in (("sha256", file.sha256), ("md5", file.md5)):
         found = file_hash(path, algorithm) if expected else None
         if found != expected:
-            raise MmkitError(
-                f"{what} is not {file.name}: its {algorithm} is {found}, the recipe expects {expected}; {remedy}"
-            )
+            problem = f"its {algorithm} is {found}, the recipe expects {expected}"
+            raise MmkitError(f"{what} is not {file.name}: {problem}; {remedy}")
 
 
 def _reason(error: requests.RequestException) -> str:
     if error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
     text = str(error)
-    return (
-        "the connection was cut" if "IncompleteRead" in text or "closed" in text or "reset" in text else "no connection"
-    )
+    if isinstance(error, requests.Timeout):
+        return text if text.startswith("less") else "no answer in time"
+    cut = any(word in text for word in ("IncompleteRead", "closed", "reset"))
+    return "the connection was cut" if cut else "no connection"
 
 
 def _size(path: Path) -> int:

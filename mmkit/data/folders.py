@@ -14,29 +14,32 @@ import platformdirs
 from mmkit.errors import MmkitError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+MORE_SPACE = "free some space, or point MMKIT_DATA at another disk"
 
 
 def named_folder(variable: str) -> Path | None:
-    """The folder that an environment variable names, absolute, or None when it is not set. Raises MmkitError for a `~` without a home."""
+    """The folder that an environment variable names, absolute, or None when it is not set.
+
+    Raises MmkitError for a `~` without a home.
+    """
     text = os.environ.get(variable)
     try:
         return Path(text).expanduser().absolute() if text else None
     except RuntimeError as error:
-        raise MmkitError(
-            f"{variable} names {text!r}, and there is no such home folder: write the folder in full"
-        ) from error
+        problem = f"{variable} names {text!r}, and there is no such home folder"
+        raise MmkitError(f"{problem}: write the folder in full") from error
 
 
 def data_root() -> Path:
     """`$MMKIT_DATA`, or the user's cache folder."""
     try:
-        return (
-            named_folder("MMKIT_DATA") or platformdirs.user_cache_path("mmkit", appauthor=False).expanduser() / "data"
-        )
+        if named := named_folder("MMKIT_DATA"):
+            return named
+        return platformdirs.user_cache_path("mmkit", appauthor=False).expanduser() / "data"
     except RuntimeError as error:
-        raise MmkitError(
-            "this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write"
-        ) from error
+        remedy = "point MMKIT_DATA at a folder you can write"
+        raise MmkitError(f"this user has no home folder to keep data in: {remedy}") from error
 
 
 def readable(size: float) -> str:
@@ -55,12 +58,11 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            remedy = "free some space, or point MMKIT_DATA at another disk; what was downloaded is kept and goes on from there"
-            raise MmkitError(f"the disk of {folder} is full: {remedy}") from error
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-            raise MmkitError(
-                f"cannot write in {folder} ({error.strerror}): point MMKIT_DATA at a folder you can write"
-            ) from error
+            kept = "what was downloaded is kept and goes on from there"
+            raise MmkitError(f"the disk of {folder} is full: {MORE_SPACE}; {kept}") from error
+        if error.errno in UNWRITABLE:
+            remedy = "point MMKIT_DATA at a folder you can write"
+            raise MmkitError(f"cannot write in {folder} ({error.strerror}): {remedy}") from error
         raise
 
 
@@ -68,9 +70,7 @@ def require_space(folder: Path, need: int, purpose: str) -> None:
     """Refuse before the work what would fill the disk in the middle of it."""
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise MmkitError(
-            f"{purpose} needs {readable(need)} but {folder} has {readable(free)} free: free some space, or point MMKIT_DATA at another disk"
-        )
+        raise MmkitError(f"{purpose} needs {readable(need)} but {folder} has {readable(free)} free: {MORE_SPACE}")
 
 
 def sync(path: Path) -> None:

@@ -1,9 +1,8 @@
 """Your own data: a folder of images and a table of captions become a prepared set like any other."""
 
-import csv
-import json
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,28 +12,26 @@ import numpy as np
 import pandas as pd
 
 from mmkit.data.folders import data_root, file_hash, require_space
-from mmkit.data.images import DICOM, DamagedImage, read_image, require_size
+from mmkit.data.images import DICOM, FORMATS, DamagedImage, ScaledImage, is_dicom, read_image, require_size
 from mmkit.data.prepared import about, making
 from mmkit.data.progress import progress
 from mmkit.data.recipe import recipe_names
-from mmkit.data.rules import POOLS, some, validate
+from mmkit.data.rules import POOLS, require_letters, some, validate
 from mmkit.data.splits import split_by_hash
+from mmkit.data.table import label_column, read_table
 from mmkit.data.writer import Writer
 from mmkit.errors import MmkitError, unknown
 
-SUFFIXES = {*DICOM, ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-OPTIONAL = ("group", "split", "language")
-FIELD = re.compile(rf"image|caption|label(_.+)?|{'|'.join(OPTIONAL)}")
-SPLIT_NAMES = {
-    "train": "train",
-    "val": "val",
-    "test": "test",
-    "dev": "val",
-    "valid": "val",
-    "validation": "val",
-}  # in any case
+UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # pictures too, which nobody wants to be passed over in silence
+SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val", "train": "train", "val": "val", "test": "test"}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = ("raw", "cache")
+CARD = {
+    "title": "",
+    "licence": "not stated",
+    "terms": "your own data: its terms are yours to know",
+    "citation": "",
+}
 
 
 @dataclass
@@ -44,6 +41,7 @@ class Plan:
     items: pd.DataFrame  # id, path, split, group, label columns; one row an image, or a text alone (path "")
     texts: pd.DataFrame  # id, text, language
     reported: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def leave_out(self, ids: set[str], reason: str) -> None:
         """Take items out, with their texts, and note why."""
@@ -60,121 +58,87 @@ def add(
     size: int = 160,
     columns: dict[str, str] | None = None,
     allow_unpaired: bool = False,
+    identifiers: str = "refuse",
     dry_run: bool = False,
     force: bool = False,
-    title: str = "",
-    licence: str = "not stated",
-    terms: str = "your own data: its terms are yours to know",
-    citation: str = "",
+    **card: str,
 ) -> dict:
-    """Make a prepared set of your own images and captions; returns its card (a dry run: the card it would have, in part).
+    """Make a prepared set of your own images and captions; returns its card (a dry run: a part of the card to be).
 
     images: folder. table: CSV, TSV or JSONL with the columns image (path in the folder) and caption, and optionally
-    label, label_*, group, split (train, val or dev, test, in any case), language; several rows of an image are several captions.
-    size: images are squashed to size x size. columns: the table's own names, for example {"caption": "report"}.
-    allow_unpaired: images without caption and captions without image become the splits pool_image and pool_text.
+    label, label_*, group, split (train, val or dev, test, in any case), language; several rows of an image are several
+    captions. size: images are squashed to size x size. columns: the table's own names, for example
+    {"caption": "report"}. allow_unpaired: images without caption and captions without image become the splits
+    pool_image and pool_text. identifiers: "refuse" DICOM files that name a patient, or "drop" all but their pixels.
     Without a column split, groups are split 80/10/10 by the hash of their name. dry_run: check all, write nothing.
-    Raises MmkitError for whatever would make a set that is not what its owner thinks.
+    card: title, licence, terms and citation. Raises MmkitError for whatever would make a set that is not what its
+    owner thinks.
     """
     require_size(size)
     _require_name(name, force or dry_run)
+    for field_name in card:
+        if field_name not in CARD:
+            raise unknown("field of the card", field_name, CARD)
     folder, path = Path(images).expanduser(), Path(table).expanduser()
     if not folder.is_dir():
         raise MmkitError(f"{str(images)!r} is no folder: pass the folder with the images as images=")
-    plan = make_plan(read_table(path, columns or {}), folder, allow_unpaired=allow_unpaired)
+    rows, unused = read_table(path, columns or {})
+    plan = make_plan(rows, folder, allow_unpaired=allow_unpaired)
+    plan.notes += [f"columns that are not used: {', '.join(unused)}"] if unused else []
     validate(*_tables(plan), images=len(plan.items))  # before the images, which may take long, and in a dry run as well
+    pixels = _pixels(plan, folder, name, size=size, identifiers=identifiers)
     if dry_run:
-        for _ in _pixels(plan, folder, size, name):
+        for _ in pixels:
             pass
         splits = {split: int(count) for split, count in plan.items["split"].value_counts(sort=False).items()}
-        return {"name": name, "splits": splits, "texts": len(plan.texts), "reported": plan.reported}
-    card = about(name, title or name, "your own data", licence, terms, citation) | {
-        "recipe": None,
-        "knobs": {},
-        "size": size,
-    }
-    card["sources"] = [
-        {"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)},
-        {"name": folder.name, "from": str(folder.absolute())},
-    ]
+        return {
+            "name": name,
+            "splits": splits,
+            "texts": len(plan.texts),
+            "reported": plan.reported,
+            "notes": plan.notes,
+        }
+    sources = [{"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)}]
+    sources.append({"name": folder.name, "from": str(folder.absolute())})
+    said = CARD | {"title": name} | {field_name: text for field_name, text in card.items() if text}
+    made = {"recipe": None, "knobs": {}, "size": size, "sources": sources}
+    return _write(name, plan, pixels, about(name, task="your own data", **said) | made, force=force)
+
+
+def _write(name: str, plan: Plan, pixels: Iterator[np.ndarray], card: dict, *, force: bool) -> dict:
     with making(name) as target:
-        require_space(target.parent, len(plan.items) * size * size * 3, f"preparing {name!r}")
+        _require_name(name, force)  # again: another process may have been first
+        require_space(target.parent, len(plan.items) * card["size"] ** 2 * 3, f"preparing {name!r}")
         writer = Writer(target)
         try:
-            _fill(writer, plan, folder, size, name)
-            return writer.finish(card)
+            for image in pixels:
+                writer.image(image)
+            items, texts = _tables(plan)
+            writer.items(items)
+            writer.texts(texts)
+            for line in plan.reported:
+                writer.report(**line)
+            return writer.finish(card | {"notes": plan.notes})
         finally:
             writer.discard()
 
 
-def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """The table with the columns image, caption, and those of label, label_*, group, split, language that it has, as text."""
-    if not path.is_file():
-        raise MmkitError(f"there is no table {str(path)!r}: pass a CSV, TSV or JSONL file as table=")
-    try:
-        table = _read_jsonl(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _read_csv(path)
-    except UnicodeDecodeError as error:
-        raise MmkitError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise MmkitError(
-            f"{path.name} cannot be read as a table ({error}): expected a header line and one row a caption"
-        ) from error
-    for field_name, column in columns.items():
-        if not FIELD.fullmatch(field_name):
-            raise unknown("table field", field_name, ("image", "caption", "label", "label_NAME", *OPTIONAL))
-        if column not in table:
-            raise unknown(f"column of {path.name}", column, table)
-    table = table.rename(columns={column: field_name for field_name, column in columns.items()})
-    for needed in ("image", "caption"):
-        if needed not in table:
-            hint = unknown(f"column of {path.name}", needed, table)
-            raise MmkitError(f"{hint}; name the right one with {needed}=COLUMN")
-    if not len(table):
-        raise MmkitError(f"{path.name} has no rows: expected one row a caption")
-    kept = [name for name in table if FIELD.fullmatch(name)]
-    twice = next((name for name in kept if kept.count(name) > 1), None)
-    if twice:
-        raise MmkitError(
-            f"{path.name} has {kept.count(twice)} columns for {twice!r}: give the others another name in its header, or leave out {twice}=COLUMN"
-        )
-    return table[kept].map(lambda value: str(value).strip())
-
-
 def make_plan(table: pd.DataFrame, folder: Path, *, allow_unpaired: bool) -> Plan:
     """Pair the table's rows with the folder's files. Raises MmkitError for what does not fit."""
-    files = {
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file()
-    }
-    files = {name for name in files if not re.search(r"(^|/)\.", name)}  # hidden, as notebooks' checkpoints are
-    alike = {
-        unicodedata.normalize("NFC", name): name for name in files
-    }  # a Mac writes an accent as a letter of its own
-    table = table.assign(
-        id=[
-            name if name in files else alike.get(unicodedata.normalize("NFC", name), name)
-            for name in map(_inside, table["image"])
-        ]
-    )
-    absent = sorted({name for name in table["id"] if name and name not in files and not (folder / name).is_file()})
-    if absent:
-        named_alike = [file for file in files if PurePosixPath(file).name == PurePosixPath(absent[0]).name]
-        nearest = (named_alike or get_close_matches(absent[0], files, n=1) or [None])[0]
-        hint = f", nearest file {nearest!r}" if nearest else ""
-        raise MmkitError(
-            f"{len(absent)} images named in the table are not in {folder} ({some(absent)}{hint}): correct their names or remove their rows"
-        )
+    files = _pictures(folder)
+    alike = {unicodedata.normalize("NFC", name): name for name in files}  # a Mac writes an accent as its own letter
+    rows, table = table.index, table.reset_index(drop=True)
+    named = [_inside(name) for name in table["image"]]
+    table["id"] = [name if name in files else alike.get(unicodedata.normalize("NFC", name), name) for name in named]
+    _require_readable(folder, files, set(table["id"]) - {""})
     alone = table["id"] == ""
-    table.loc[alone, "id"] = [f"text-{row + 2}" for row in table.index[alone]]  # the row as a spreadsheet counts it
+    table.loc[alone, "id"] = [f"text-{place + 2}" for place in table.index[alone]]
     one = _one_row_an_item(table)
     texts = table[table["caption"] != ""].rename(columns={"caption": "text"})
     bare = sorted((files | set(table["id"][~alone])) - set(texts["id"]))
     if alone.any() and not allow_unpaired:
-        row = table.index[alone][0] + 2
-        raise MmkitError(
-            f"{int(alone.sum())} captions name no image (row {row} of the table): name one, or pass --allow-unpaired to keep them as pool_text"
-        )
+        problem = f"{int(alone.sum())} captions name no image (row {rows[alone][0]} of the table)"
+        raise MmkitError(f"{problem}: name one, or pass --allow-unpaired to keep them as pool_text")
     if bare and not allow_unpaired:
         remedy = f"add rows for them, move them out of {folder}, or pass --allow-unpaired to keep them as pool_image"
         raise MmkitError(f"{len(bare)} images have no caption ({some(bare)}): {remedy}")
@@ -185,43 +149,67 @@ def make_plan(table: pd.DataFrame, folder: Path, *, allow_unpaired: bool) -> Pla
     return plan
 
 
+def _pictures(folder: Path) -> set[str]:
+    """The paths of all pictures in the folder; hidden ones, as notebooks' checkpoints are, are passed over."""
+    found = set()
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        if re.search(r"(^|/)\.", name) or not file.is_file():
+            continue
+        if file.suffix.lower() in (*FORMATS, *DICOM, *UNREAD) or is_dicom(file):
+            found.add(require_letters(name, f"the name of a file in {folder}"))
+    return found
+
+
+def _require_readable(folder: Path, files: set[str], named: set[str]) -> None:
+    """Raises MmkitError for a named file that is not there, is of no kind that is read, or lies outside the folder."""
+    absent = sorted(name for name in named if name not in files and not (folder / name).is_file())
+    if absent:
+        named_alike = [file for file in files if PurePosixPath(file).name == PurePosixPath(absent[0]).name]
+        nearest = (named_alike or get_close_matches(absent[0], files, n=1) or [None])[0]
+        hint = f", nearest file {nearest!r}" if nearest else ""
+        problem = f"{len(absent)} images named in the table are not in {folder} ({some(absent)}{hint})"
+        raise MmkitError(f"{problem}: correct their names or remove their rows")
+    everything = sorted(files | named)
+    strange = [name for name in everything if (folder / name).suffix.lower() not in FORMATS]
+    strange = [name for name in strange if not is_dicom(folder / name)]
+    if strange:
+        problem = f"{len(strange)} images are of a kind that is not read here ({some(strange)})"
+        raise MmkitError(f"{problem}: convert them to PNG or JPEG")
+    home = folder.resolve()
+    outside = [name for name in everything if not (folder / name).resolve().is_relative_to(home)]
+    if outside:
+        problem = f"{len(outside)} images are links that lead out of {folder} ({some(outside)})"
+        raise MmkitError(f"{problem}: put the files themselves there, or remove the links")
+
+
 def _assign_splits(plan: Plan, *, pool_image: set[str], pool_text: set[str]) -> None:
     """Fill the columns group and split, and leave out of the pools what shares a group with val or test."""
     items = plan.items
     group = items["group"] if "group" in items else pd.Series("", index=items.index)
-    items = items.assign(
-        group=group.where(group != "", items["id"]), path=items["id"].where(~items["id"].isin(pool_text), "")
-    )
+    path = items["id"].where(~items["id"].isin(pool_text), "")
+    items = items.assign(group=group.where(group != "", items["id"]), path=path)
     paired = ~items["id"].isin(pool_image | pool_text)
     if "split" in items:
         blank = items["id"][paired & (items["split"] == "")].tolist()
         if blank:
-            raise MmkitError(
-                f"{len(blank)} images have no split ({some(blank)}): fill the column, or remove it to split 80/10/10 by group"
-            )
+            remedy = "fill the column, or remove it to split 80/10/10 by group"
+            raise MmkitError(f"{len(blank)} images have no split ({some(blank)}): {remedy}")
         items["split"] = [SPLIT_NAMES.get(name.lower(), name) for name in items["split"]]
-        if paired.any() and "train" not in (found := list(items["split"][paired].unique())):
-            raise MmkitError(
-                f"no image is in the split 'train', the splits are {', '.join(map(repr, found))}: call the one to learn from 'train'"
-            )
+        found = list(items["split"][paired].unique())
+        if found and "train" not in found:
+            splits = ", ".join(map(repr, found))
+            problem = f"no image is in the split 'train', the splits are {splits}"
+            raise MmkitError(f"{problem}: call the one to learn from 'train'")
     elif paired.any():
         items.loc[paired, "split"] = split_by_hash(items["group"][paired])
     items.loc[items["id"].isin(pool_image), "split"] = "pool_image"
     items.loc[items["id"].isin(pool_text), "split"] = "pool_text"
-    plan.items = _label_types(items)
+    labels = [name for name in items if name.startswith("label")]
+    plan.items = items.assign(**{name: label_column(items[name]) for name in labels})
     held_out = set(items["group"][~items["split"].isin(("train", *POOLS))])
     leaking = set(items["id"][~paired & items["group"].isin(held_out)])
     plan.leave_out(leaking, "unpaired, and its group is in a split other than train")
-
-
-def _fill(writer: Writer, plan: Plan, folder: Path, size: int, name: str) -> None:
-    for pixels in _pixels(plan, folder, size, name):
-        writer.image(pixels)
-    items, texts = _tables(plan)
-    writer.items(items)
-    writer.texts(texts)
-    for line in plan.reported:
-        writer.report(**line)
 
 
 def _tables(plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -232,19 +220,32 @@ def _tables(plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame]:
     return items.drop(columns="path").assign(image=np.where(drawn, drawn.cumsum() - 1, -1)), texts
 
 
-def _pixels(plan: Plan, folder: Path, size: int, name: str) -> Iterator[np.ndarray]:
-    """The images, one after the other; when all are read, the damaged ones are out of the plan."""
-    files, damaged = plan.items[plan.items["path"] != ""], {}
+def _pixels(plan: Plan, folder: Path, name: str, **options) -> Iterator[np.ndarray]:
+    """The images, one after the other; when all are read, the damaged ones are out of the plan.
+
+    options: of `read_image`. Raises MmkitError when a split has lost all its images.
+    """
+    files, damaged, scaled = plan.items[plan.items["path"] != ""], {}, []
     for id, path in progress(list(zip(files["id"], files["path"], strict=True)), label=name, unit="images"):
         try:
-            yield read_image(folder / path, size=size)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", ScaledImage)
+                pixels = read_image(folder / path, **options)
         except DamagedImage as damage:
             damaged[id] = f"damaged image: {damage}"
+            continue
+        scaled += [str(warning.message) for warning in said if warning.category is ScaledImage]
+        yield pixels
+    before = set(plan.items["split"])
     for id, reason in damaged.items():
         plan.leave_out({id}, reason)
+    why = some([f"{line['name']} ({line['reason']})" for line in plan.reported])
     if not len(plan.items):
-        why = some([f"{line['name']} ({line['reason']})" for line in plan.reported])
         raise MmkitError(f"{name!r} has no usable rows: {why}")
+    if lost := before - set(plan.items["split"]) - set(POOLS):
+        splits = ", ".join(map(repr, sorted(lost)))
+        raise MmkitError(f"no image of the split {splits} can be read: {why}: mend them, or split the others anew")
+    plan.notes += [f"{len(scaled)} images were brought to 8 bits: {some(scaled)}"] if scaled else []
 
 
 def _one_row_an_item(table: pd.DataFrame) -> pd.DataFrame:
@@ -260,70 +261,21 @@ def _one_row_an_item(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates("id")[["id", *facts]]
 
 
-def _label_types(items: pd.DataFrame) -> pd.DataFrame:
-    """Labels that count 0, 1, 2, ... become numbers, an empty cell -1; all others stay names, which get their numbers on loading."""
-    for name in [name for name in items if name.startswith("label")]:
-        values = set(items[name]) - {""}
-        if values == {str(number) for number in range(len(values))} != set():
-            items[name] = items[name].replace("", "-1").astype("int64")
-    return items
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True)
-        names, rows = next(reader, []), []
-        for row in filter(None, reader):
-            if len(row) != len(names):
-                remedy = "put a caption that holds the separator in double quotes"
-                raise MmkitError(
-                    f"{path.name}, line {reader.line_num} has {len(row)} fields, the header {len(names)}: {remedy}"
-                )
-            rows.append(row)
-    return pd.DataFrame(rows, columns=names, dtype=object)
-
-
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8-sig").split("\n"), 1
-    ):  # a text may hold U+2028 and the like
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise MmkitError(
-                    f"{path.name}, line {number} is not JSON ({error}): expected one object a line"
-                ) from error
-            if not isinstance(row, dict):
-                raise MmkitError(
-                    f'{path.name}, line {number} is a {type(row).__name__}: expected an object such as {{"image": "a.jpg", "caption": "..."}}'
-                )
-            captions = row.get("caption")
-            rows += [row | {"caption": caption} for caption in captions] if isinstance(captions, list) else [row]
-    return pd.DataFrame(rows, dtype=object).fillna("")  # object, or a column with gaps would turn 1 into 1.0
-
-
 def _inside(name: str) -> str:
     """A path of the table as a path inside the folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        raise MmkitError(
-            f"the table names an image outside the folder, {name!r}: write paths relative to the folder, without '..'"
-        )
+        remedy = "write paths relative to the folder, without '..'"
+        raise MmkitError(f"the table names an image outside the folder, {name!r}: {remedy}")
     return "" if not name else path.as_posix()
 
 
 def _require_name(name: str, replace: bool) -> None:
     if not NAME.fullmatch(name):
-        raise MmkitError(
-            f"{name!r} is no name for a data set: use lower-case letters, digits, '-' and '_', for example my_photos"
-        )
-    if name in RESERVED or any(
-        name == taken or re.fullmatch(rf"{taken}-[0-9a-f]{{8}}", name) for taken in recipe_names()
-    ):
+        remedy = "use lower-case letters, digits, '-' and '_', for example my_photos"
+        raise MmkitError(f"{name!r} is no name for a data set: {remedy}")
+    taken = (*RESERVED, *recipe_names())
+    if any(name == other or re.fullmatch(rf"{other}-[0-9a-f]{{8}}", name) for other in taken):
         raise MmkitError(f"{name!r} is the name of a recipe or reserved: choose another, for example my_{name}")
     if (data_root() / name).exists() and not replace:
         raise MmkitError(f"there is a data set {name!r} already: choose another name, or pass --force to replace it")

@@ -1,19 +1,18 @@
 """Prepared sets on the disk: find, make, open and check them."""
 
+import contextlib
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkit import __version__
 from mmkit.data.fetch import Sources
@@ -29,6 +28,7 @@ YOUNG = 1.0  # seconds
 
 def prepared_sets() -> dict[Path, dict | None]:
     """The folders of all prepared sets with their cards; None: a card that cannot be read or is of another schema."""
+    restore()
     sets: dict[Path, dict | None] = {}
     for path in sorted(data_root().glob("[!.]*/card.json")):
         try:
@@ -50,6 +50,7 @@ def open_set(name: str | Recipe, **knobs: Knob) -> tuple[Path, dict]:
     recipe = name if isinstance(name, Recipe) else find_recipe(name)
     settings = recipe.settings(knobs)
     folder = data_root() / recipe.folder(settings)
+    restore()
     stale = _stale(folder, recipe, settings)
     if stale is None:
         return folder, read_card(folder)
@@ -71,7 +72,7 @@ def prepare(recipe: Recipe, *, force: bool = False, **knobs: Knob) -> tuple[Path
         return folder, _make(recipe, settings, folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def making(name: str, *, folder: str | None = None) -> Iterator[Path]:
     """Hold the lock of a set's name while its folder is made, after clearing what killed processes left behind."""
     root = data_root()
@@ -84,12 +85,25 @@ def making(name: str, *, folder: str | None = None) -> Iterator[Path]:
             print(f"{name}: another process is preparing it; waiting for it")
             lock.acquire()
     try:
-        for left in root.glob(f".{name}*.tmp-*"):
-            if re.fullmatch(rf"\.{re.escape(name)}(-[0-9a-f]{{8}})?\.tmp-.*", left.name):
+        for mine in (name, f"{name}-{'[0-9a-f]' * 8}"):
+            restore(mine, age=0)
+            for left in root.glob(f".{mine}.tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
         yield root / (folder or name)
     finally:
         lock.release()
+
+
+def restore(pattern: str = "*", *, age: float = YOUNG) -> None:
+    """Give their names back to the sets that a replacement had moved away and was killed before it took their place.
+
+    age: seconds after which a replacement that goes on is not believed to be in that very moment.
+    """
+    for old in data_root().glob(f".{pattern}.tmp-*.old"):
+        target = old.with_name(old.name[1:].rsplit(".tmp-", 1)[0])
+        with contextlib.suppress(OSError):  # another process was first, or nothing can be written
+            if not target.exists() and time.time() - old.lstat().st_ctime >= age:
+                old.rename(target)
 
 
 def _make(recipe: Recipe, settings: dict[str, Knob], folder: Path) -> dict:
@@ -114,30 +128,22 @@ def about(name: str, title: str, task: str, licence: str, terms: str, citation: 
     return said | {"mmkit": __version__}
 
 
-class Made(BaseModel, extra="allow"):
-    """The recipe that a set was made by."""
-
+class _Made(BaseModel):
     name: str
     version: int
 
 
-class Source(BaseModel, extra="allow"):
-    """A file or folder that a set was made from."""
-
+class _Source(BaseModel):
     name: str
     origin: str = Field(alias="from")
 
 
-class LeftOut(BaseModel):
-    """An input that is not in the set, and why."""
-
+class _LeftOut(BaseModel):
     name: str
     reason: str
 
 
-class FileEntry(BaseModel):
-    """One file of a prepared set: bytes and digest."""
-
+class _File(BaseModel):
     size: int
     sha256: str
 
@@ -153,25 +159,18 @@ class Card(BaseModel, extra="allow"):
     licence: str
     terms: str
     citation: str
-    recipe: Made | None
+    recipe: _Made | None
     knobs: dict[str, Knob]
-    sources: list[Source]
+    sources: list[_Source]
     prepared: str
     content: str
     images: list[int] = Field(min_length=4, max_length=4)
     texts: int
     splits: dict[str, int]
-    reported: list[LeftOut]
-    files: dict[str, FileEntry]
+    reported: list[_LeftOut]
+    files: dict[str, _File]
     arrays: dict[str, dict] = {}
-    required: list[str] = list(PAIRED)
-
-    @model_validator(mode="after")
-    def _names_its_files(self) -> "Card":
-        missing = [name for name in _array_files(self.model_dump()).values() if name not in self.files]
-        if missing := [*missing, *(name for name in TABLES if name not in self.files)]:
-            raise ValueError(f"its files lack {', '.join(missing)}")
-        return self
+    required: list[str] = []
 
 
 def read_card(folder: Path) -> dict:
@@ -182,6 +181,9 @@ def read_card(folder: Path) -> dict:
             raise ValueError("not a card")
         if card.get("schema") in SCHEMAS:
             Card.model_validate(card)
+            needed = (*_array_files(card).values(), *TABLES)
+            if missing := [name for name in needed if name not in card["files"]]:
+                raise ValueError(f"its files lack {', '.join(missing)}")
     except (OSError, ValueError, RecursionError) as error:
         remedy = "delete that folder and prepare or add the set again"
         raise MmkitError(f"the card of the prepared set {folder} cannot be read ({_why(error)}): {remedy}") from error
@@ -239,7 +241,7 @@ def _open_arrays(folder: Path, card: dict) -> dict[str, np.ndarray]:
         try:
             mode = "r" if card["files"][name]["size"] > HEADER else None  # what is empty cannot be mapped
             arrays[modality] = np.load(folder / name, mmap_mode=mode, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except Exception as error:  # a broken header fails in numpy's and in Python's own parsers
             raise _damaged(folder, card, f"{name} is no array ({error})") from error
     return arrays
 
@@ -295,6 +297,7 @@ def _remember(mark: Path, folder: Path, card: dict) -> None:
 
 def _open_local(name: str, knobs: dict) -> tuple[Path, dict]:
     folder = data_root() / name
+    restore()
     if name.startswith(".") or Path(name).name != name or not (folder / "card.json").exists():
         raise unknown("data set", name, {*recipe_names(), *local_names()})
     if knobs:

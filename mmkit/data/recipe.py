@@ -24,7 +24,9 @@ class File:
     """One source file of a recipe.
 
     name: file name under which a download is kept, and the key under which `prepare` finds it.
-    url: public address. size: bytes, when known. sha256, md5: the published digest, checked before use.
+    url: public address; "" where no digest is published: such a file is brought by hand from page, or by the mirror.
+    size: bytes, where they are published; limit: the most it can have where they are not.
+    sha256, md5: the published digest, checked before use.
     mirror: path inside `$MMKIT_MIRROR` of the same file, or of a folder with what the archive holds.
     unpack: an archive (zip or tar); `prepare` gets the folder it was unpacked to.
     optional: the set can be prepared without it; that it was not to be had is then reported on the card.
@@ -40,6 +42,8 @@ class File:
     unpack: bool = False
     optional: bool = False
     only: dict[str, Knob] = field(default_factory=dict)
+    limit: int = 2_000_000_000
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Recipe:
     knobs: dict[str, Knob] = field(default_factory=dict)
 
     def settings(self, knobs: dict[str, Knob]) -> dict[str, Knob]:
-        """All knobs with their values, the given ones checked. Raises MmkitError for an unknown knob or a wrong type."""
+        """All knobs with their values, the given ones checked. Raises MmkitError for an unknown one or a wrong type."""
         for name in knobs:
             if name not in self.knobs:
                 raise unknown(f"knob of {self.name!r}", name, self.knobs)
@@ -75,9 +79,8 @@ class Recipe:
             name, equals, text = word.partition("=")
             name = name.lstrip("-").replace("-", "_")
             if not equals:
-                raise MmkitError(
-                    f"cannot read {word!r}: write a knob as name=value, for example {next(iter(self.knobs), 'size')}=64"
-                )
+                example = f"{next(iter(self.knobs), 'size')}=64"
+                raise MmkitError(f"cannot read {word!r}: write a knob as name=value, for example {example}")
             if name not in self.knobs:
                 raise unknown(f"knob of {self.name!r}", name, self.knobs)
             knobs[name] = _from_text(text, type(self.knobs[name]))
@@ -97,9 +100,9 @@ class Recipe:
             return int(value)
         if kind in (str, bool) and isinstance(value, kind):
             return value
-        raise MmkitError(
-            f"{name}={value!r} is not {TYPE_NAMES[kind]}: knob {name!r} of {self.name!r} expects {kind.__name__}, for example {self.knobs[name]!r}"
-        )
+        expected = f"{kind.__name__}, for example {self.knobs[name]!r}"
+        problem = f"{name}={value!r} is not {TYPE_NAMES[kind]}"
+        raise MmkitError(f"{problem}: knob {name!r} of {self.name!r} expects {expected}")
 
 
 def _from_text(text: str, kind: type) -> Knob:
@@ -117,9 +120,8 @@ def recipe_names() -> tuple[str, ...]:
     """The names of the recipes in `data_recipes/`."""
     import data_recipes
 
-    return tuple(
-        sorted(module.name for module in pkgutil.iter_modules(data_recipes.__path__) if not module.name.startswith("_"))
-    )
+    names = (module.name for module in pkgutil.iter_modules(data_recipes.__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def find_recipe(name: str) -> Recipe:

@@ -62,6 +62,16 @@ def validate(
     _require_whole_groups(items, pools=[f"pool_{name}" for name in has])
 
 
+def require_letters(text: str, where: str) -> str:
+    """The text. Raises MmkitError for half of a surrogate pair, as broken JSON and names in other encodings hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.end + 20]
+        raise MmkitError(f"{where} holds half a letter ({around!r}): write it in UTF-8") from error
+    return text
+
+
 def _require_modalities(split: pd.Series, has: dict[str, pd.Series], required: Sequence[str], refuse) -> None:
     """Every item has what its split asks for. has: for each modality, which items have it, (N,) bool."""
     pooled = split.isin([f"pool_{name}" for name in has])

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from mmkit.data.folders import file_hash, sync, writing
-from mmkit.data.rules import ITEM_COLUMNS, PAIRED, TEXT_COLUMNS, array_file, content_hash, validate
-from mmkit.errors import MmkitError, unknown
+from mmkit.data.rules import ITEM_COLUMNS, PAIRED, TEXT_COLUMNS, array_file, content_hash, require_letters, validate
+from mmkit.errors import MmkitError, printable, unknown
 
 TABLES = ("items.parquet", "texts.parquet")
 HEADER = 128  # bytes before the entries of an array
@@ -84,6 +84,7 @@ class Writer:
         group: the cluster it belongs to (default: itself). columns: labels, and its row in each further array.
         """
         row = {"id": id, "image": image, "split": split, "group": id if group is None else group, **columns}
+        require_letters(" ".join(value for value in row.values() if isinstance(value, str)), f"item {id!r}")
         self._rows["items"].append(row)
         self._count += 1
         return self._count - 1
@@ -101,6 +102,7 @@ class Writer:
 
     def text(self, item: int, text: str, *, language: str = "en", role: str = "caption") -> None:
         """Add one text of the item in row `item`."""
+        require_letters(text, f"a text of item {item}")
         self._rows["texts"].append({"item": item, "text": text, "language": language, "role": role})
 
     def texts(self, table: pd.DataFrame) -> None:
@@ -111,7 +113,7 @@ class Writer:
 
     def report(self, name: str, reason: str) -> None:
         """Note on the card, by name, an input that was left out, and why."""
-        self.reported.append({"name": str(name), "reason": reason})
+        self.reported.append({"name": printable(name), "reason": printable(reason, 500)})
 
     def finish(self, about: dict) -> dict:
         """Check the set, write tables and card, sync, and move it to its name; returns the card.
@@ -132,7 +134,7 @@ class Writer:
                 table.to_parquet(self.folder / name, index=False)
             card = self._card(about, items, texts)
             text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-            (self.folder / "card.json").write_text(text, encoding="utf-8")
+            (self.folder / "card.json").write_bytes(text.encode(errors="backslashreplace"))
             for name in (*card["files"], "card.json"):
                 sync(self.folder / name)
             sync(self.folder)
@@ -192,14 +194,20 @@ class Writer:
         }
 
     def _take_name(self) -> None:
-        """Move the folder to its name. An older set there is moved aside first and removed after."""
+        """Move the folder to its name. An older set there is moved aside first and removed after.
+
+        After a kill in between, `prepared.restore` gives the older one its name back.
+        """
         self.folder.chmod(0o755)
         old = self.folder.with_name(f"{self.folder.name}.old")
         if self.target.exists():
             self.target.rename(old)
         try:
             self.folder.rename(self.target)
-        except OSError:
+        except BaseException:  # an interruption as well
+            if not self.target.exists() and old.exists():
+                old.rename(self.target)
+                raise
             if not (self.target / "card.json").exists():
                 raise  # else another process was first, with the same set
         sync(self.target.parent)

@@ -8,8 +8,6 @@ from mmkit.strategies.scoring import pairs
 from mmkit.strategies.strategy import Fitting, Stage, Strategy
 from mmkit.training import Part
 
-load_model = Run.load
-
 __all__ = [
     "ARMS",
     "DERIVED",
@@ -22,7 +20,6 @@ __all__ = [
     "Strategy",
     "fit",
     "interpolate",
-    "load_model",
     "pairs",
     "suited",
 ]
