@@ -9,6 +9,7 @@ _WHERE = {
     "load": "mmkit.data",
     "record": "mmkit.repro",
     "Budget": "mmkit.strategies",
+    "load_model": "mmkit.strategies",
     "MmkitError": "mmkit.errors",
 }
 _ROOMS = ("core", "data", "models", "metrics", "training", "strategies", "tasks", "repro", "teach", "explain", "deploy")

@@ -17,6 +17,12 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FORMATTED = (
     "mmkit/core",
     "mmkit/metrics",
+    "mmkit/models",
+    "mmkit/strategies",
+    "mmkit/tasks",
+    "mmkit/training",
+    "tests/test_house_capabilities.py",
+    "tests/test_saving.py",
     "mmkit/teach",
     "mmkit/__init__.py",
     "mmkit/errors.py",
@@ -31,8 +37,8 @@ CAPS = {
     "data": 2150,
     "models": 1500,
     "metrics": 450,
-    "training": 900,
-    "strategies": 1000,
+    "training": 1350,
+    "strategies": 1550,
     "tasks": 1000,
     "repro": 2450,
     "teach": 1000,
@@ -44,10 +50,11 @@ FLOORS = {
     1: ("core", "data", "notebooks"),
     2: ("models", "metrics"),
     3: ("training",),
-    4: ("strategies", "tasks"),
-    5: ("repro", "teach", "explain", "deploy"),
-    6: ("doctor",),
-    7: ("cli",),
+    4: ("tasks",),
+    5: ("strategies",),
+    6: ("repro", "teach", "explain", "deploy"),
+    7: ("doctor",),
+    8: ("cli",),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SOURCES = sorted([*(ROOT / "mmkit").rglob("*.py"), *(ROOT / "data_recipes").glob("*.py")])
@@ -163,7 +170,7 @@ def test_functions_are_short_and_take_ten_parameters_at_most():
             number = len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
             # The training loop shows all of its choices in one place, and a kernel's arguments are its memory layout.
             exempt = path == ROOT / "mmkit/training/loop.py" or "kernel" in f"{path} {node.name}"
-            if node.end_lineno - node.lineno >= 50:
+            if node.end_lineno - node.lineno >= 50 and not exempt:
                 faults.append(f"{where} has {node.end_lineno - node.lineno + 1} lines")
             if number > 10 and not exempt and path.is_relative_to(ROOT / "mmkit"):
                 faults.append(f"{where} has {number} parameters")

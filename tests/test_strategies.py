@@ -18,7 +18,8 @@ from mmkit.models.pretrained import pretrained
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, fit, pairs, suited
 from mmkit.strategies.balance import Modulation, blend_weights, own_heads
 from mmkit.strategies.start import start
-from mmkit.strategies.tuned import TABLE, learning_rate, rate_from, table, tune
+from mmkit.strategies.tuned import TABLE, learning_rate, rate_from, table
+from mmkit.strategies.tuning import tune
 from mmkit.tasks import Answering, Retrieval
 from mmkit.training import View, seeded, stream
 from mmkit.training.pretext import MaskedLanguageModel, Reconstruction, pretrain
@@ -609,7 +610,7 @@ def test_tuning_looks_at_validation_alone(monkeypatch, scenes):
         asked.append((name, lr, seed, evaluate))
         return SimpleNamespace(settings={"validation": seed - lr})
 
-    monkeypatch.setattr(sys.modules["mmkit.strategies.fit"], "fit", spy)
+    monkeypatch.setattr(sys.modules["mmkit.strategies.tuning"], "fit", spy)
     grid = table()["grid"]["small"]
     found = tune(Answering(scenes), budget=BUDGET, seeds=[1000, 1001], arms=["scratch", "frozen"])
     expected = {lr: 1000.5 - lr for lr in grid}

@@ -146,7 +146,8 @@ class TransformerDecoder(nn.Module):
         before = state[0].shape[2] if state else 0
         if before + ids.shape[1] > self.length + 1:
             raise MmkitError(
-                f"{before + ids.shape[1] - 1} words exceed the decoder's length={self.length}: cut the captions, or build a longer decoder"
+                f"{before + ids.shape[1] - 1} words exceed the decoder's length={self.length}: cut the captions, or "
+                "build a longer decoder"
             )
         x = self.dropout(self.words(ids) + self.positions[:, before : before + ids.shape[1]])
         seen, kept = [], []

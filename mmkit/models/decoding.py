@@ -36,17 +36,12 @@ def beam_search(
     """
     decoder, memory, state = model.head, model.eval().memory(inputs), None
     length = decoder.length if length is None else length
-    if not 1 <= length <= decoder.length or beams < 1 or length_penalty < 0:
-        raise MmkitError(
-            f"beam search needs 1 <= length <= {decoder.length}, beams >= 1 and length_penalty >= 0, got {length}, {beams} and {length_penalty}"
-        )
+    _require_options(decoder.length, beams, length_penalty, length)
     active = torch.arange(len(memory[0]), device=memory[0].device)
     memory = [x.repeat_interleave(beams, 0) for x in memory]
     words, seen = active.new_full((len(active), beams, 1), START), None
-    total, size = (
-        torch.full((len(active), beams), -torch.inf, device=active.device),
-        active.new_zeros(len(active), beams),
-    )
+    total = torch.full((len(active), beams), -torch.inf, device=active.device)
+    size = active.new_zeros(len(active), beams)
     total[:, 0] = 0  # the other beams are copies of the first until its words differ
     ended, found = torch.zeros_like(size, dtype=torch.bool), None
     while len(active):
@@ -77,6 +72,12 @@ def beam_search(
         words, total, size, seen, ended, active = (x[going] for x in (words, total, size, seen, ended, active))
     longest = int((found.ids != END).sum(2).max())
     return Beams(found.ids[..., :longest], found.attention[:, :, :longest], found.score)
+
+
+def _require_options(longest: int, beams: int, length_penalty: float, length: int) -> None:
+    if not 1 <= length <= longest or beams < 1 or length_penalty < 0:
+        needs = f"beam search needs 1 <= length <= {longest}, beams >= 1 and length_penalty >= 0"
+        raise MmkitError(f"{needs}, got {length}, {beams} and {length_penalty}")
 
 
 def _chances(logits: Tensor, ended: Tensor, *, last: bool) -> Tensor:

@@ -46,5 +46,6 @@ def _require_finite(encoder: nn.Module, out: Encoded, start: int, count: int) ->
         which = f"input {start + int(bad.nonzero()[0])} of {count}"
         kind = type(encoder).__name__
         raise MmkitError(
-            f"the features of {which} are not finite (encoder {kind}): look for damage in that input or NaN in the weights"
+            f"the features of {which} are not finite (encoder {kind}): look for damage in that input or NaN in the "
+            "weights"
         )

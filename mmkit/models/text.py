@@ -43,6 +43,17 @@ class WordTokenizer:
         if len(self) <= 3:
             raise MmkitError("a tokenizer needs a corpus with words in it, got none")
 
+    @classmethod
+    def restored(cls, saved: str, *, length: int, split: Callable[[str], list[str]] | None = None) -> "WordTokenizer":
+        """A tokenizer from what `saved` gave."""
+        words = cls.__new__(cls)
+        words.length, words.split, words._tokenizer = length, split, Tokenizer.from_str(saved)
+        return words
+
+    def saved(self) -> str:
+        """The tokenizer as JSON text; `split`, which is code, is not in it."""
+        return self._tokenizer.to_str()
+
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 

@@ -8,6 +8,8 @@ from mmkit.strategies.scoring import pairs
 from mmkit.strategies.strategy import Fitting, Stage, Strategy
 from mmkit.training import Part
 
+load_model = Run.load
+
 __all__ = [
     "ARMS",
     "DERIVED",
@@ -20,6 +22,7 @@ __all__ = [
     "Strategy",
     "fit",
     "interpolate",
+    "load_model",
     "pairs",
     "suited",
 ]

@@ -54,104 +54,100 @@ def towers(image: str, text: str) -> Strategy:
     return Strategy(f"lit_{image}{text}", what, start, stages, modalities=("image", "text"))
 
 
-ARMS = {
-    strategy.name: strategy
-    for strategy in (
-        Strategy("scratch", "random encoders, everything trained on the pairs"),
-        Strategy("holistic", "pretrained encoders, everything trained on the pairs at once", "pretrained"),
-        Strategy(
-            "frozen",
-            "pretrained encoders locked, fusion and head trained (like LiT, arXiv 2111.07991)",
-            "pretrained",
-            (Stage("fusion", NEW),),
-        ),
-        Strategy(
-            "component",
-            "encoders pretrained by the run itself, then fusion and head, then everything",
-            "pretrained",
-            FUSION_THEN_ALL,
-            pretrains=True,
-        ),
-        Strategy(
-            "lp_ft",
-            "pretrained encoders, the last layer first, then everything (arXiv 2202.10054)",
-            "pretrained",
-            HEAD_THEN_ALL,
-        ),
-        Strategy(
-            "frozen_then_all",
-            "as frozen, then everything for the last fifth of the epochs, at a tenth of the rate",
-            "pretrained",
-            (Stage("fusion", NEW, 0.8), Stage("joint", share=0.2, lr=0.1)),
-        ),
-        Strategy(
-            "wise_ft",
-            "as component, then halfway back to where its encoders were locked (arXiv 2109.01903)",
-            "pretrained",
-            FUSION_THEN_ALL,
-            finish=halfway,
-        ),
-        Strategy(
-            "hard_negatives",
-            "as scratch, the second half of the epochs on batches of each other's hardest negatives",
-            stages=(Stage("joint", share=0.5), Stage("mined", share=0.5, order=hardest_negatives)),
-            undefined=cannot_mine,
-        ),
-        *(towers(image, text) for image, text in ("Lu", "LU", "UL", "uL", "Uu", "uU")),
-        Strategy(
-            "joint_plus_unimodal",
-            "as scratch, with each modality's own loss beside the joint one",
-            stages=(Stage("joint", wrap=own_losses),),
-            prepare=has_own_losses,
-            undefined=no_loss_alone,
-        ),
-        Strategy(
-            "grad_blend",
-            "as joint_plus_unimodal, each loss weighted by its gain over its overfitting, measured first (arXiv 1905.12681)",
-            stages=(Stage("joint", wrap=own_losses),),
-            prepare=blended,
-            undefined=no_loss_alone,
-        ),
-        Strategy(
-            "ogm_ge",
-            "as scratch, the leading modality's gradients held back (arXiv 2203.15332)",
-            stages=(Stage("joint", wrap=modulated, hooks=lambda fitting: [fitting.objective]),),
-            prepare=has_own_losses,
-            undefined=no_loss_alone,
-        ),
-        single("image"),
-        single("text"),
-        Strategy(
-            "frozen_image",
-            "control: as frozen, with every text empty",
-            "pretrained",
-            (Stage("fusion", NEW),),
-            blank=("text",),
-        ),
-        Strategy(
-            "frozen_text",
-            "control: as frozen, with every image empty",
-            "pretrained",
-            (Stage("fusion", NEW),),
-            blank=("image",),
-        ),
-        Strategy("shuffled_pairs", "control: as scratch, on pairs dealt out anew", show=shuffled),
-        Strategy("blank_image", "control: as scratch, with every image empty", blank=("image",)),
-        Strategy("blank_text", "control: as scratch, with every text empty", blank=("text",)),
-    )
-}
-DERIVED = {
-    combination.name: combination
-    for combination in (
-        Combination("best_single", "control: the better of image_only and text_only, by validation", better),
-        Combination("ensemble_single", "control: the mean of image_only's and text_only's log-probabilities", averaged),
-    )
-}
+TABLE = (
+    Strategy("scratch", "random encoders, everything trained on the pairs"),
+    Strategy("holistic", "pretrained encoders, everything trained on the pairs at once", "pretrained"),
+    Strategy(
+        "frozen",
+        "pretrained encoders locked, fusion and head trained (like LiT, arXiv 2111.07991)",
+        "pretrained",
+        (Stage("fusion", NEW),),
+    ),
+    Strategy(
+        "component",
+        "encoders pretrained by the run itself, then fusion and head, then everything",
+        "pretrained",
+        FUSION_THEN_ALL,
+        pretrains=True,
+    ),
+    Strategy(
+        "lp_ft",
+        "pretrained encoders, the last layer first, then everything (arXiv 2202.10054)",
+        "pretrained",
+        HEAD_THEN_ALL,
+    ),
+    Strategy(
+        "frozen_then_all",
+        "as frozen, then everything for the last fifth of the epochs, at a tenth of the rate",
+        "pretrained",
+        (Stage("fusion", NEW, 0.8), Stage("joint", share=0.2, lr=0.1)),
+    ),
+    Strategy(
+        "wise_ft",
+        "as component, then halfway back to where its encoders were locked (arXiv 2109.01903)",
+        "pretrained",
+        FUSION_THEN_ALL,
+        finish=halfway,
+    ),
+    Strategy(
+        "hard_negatives",
+        "as scratch, the second half of the epochs on batches of each other's hardest negatives",
+        stages=(Stage("joint", share=0.5), Stage("mined", share=0.5, order=hardest_negatives)),
+        undefined=cannot_mine,
+    ),
+    *(towers(*letters) for letters in ("Lu", "LU", "UL", "uL", "Uu", "uU")),
+    Strategy(
+        "joint_plus_unimodal",
+        "as scratch, with each modality's own loss beside the joint one",
+        stages=(Stage("joint", wrap=own_losses),),
+        prepare=has_own_losses,
+        undefined=no_loss_alone,
+    ),
+    Strategy(
+        "grad_blend",
+        "as joint_plus_unimodal, each loss weighted by its measured gain over its overfitting (arXiv 1905.12681)",
+        stages=(Stage("joint", wrap=own_losses),),
+        prepare=blended,
+        undefined=no_loss_alone,
+    ),
+    Strategy(
+        "ogm_ge",
+        "as scratch, the leading modality's gradients held back (arXiv 2203.15332)",
+        stages=(Stage("joint", wrap=modulated, hooks=lambda fitting: [fitting.objective]),),
+        prepare=has_own_losses,
+        undefined=no_loss_alone,
+    ),
+    single("image"),
+    single("text"),
+    Strategy(
+        "frozen_image",
+        "control: as frozen, with every text empty",
+        "pretrained",
+        (Stage("fusion", NEW),),
+        blank=("text",),
+    ),
+    Strategy(
+        "frozen_text",
+        "control: as frozen, with every image empty",
+        "pretrained",
+        (Stage("fusion", NEW),),
+        blank=("image",),
+    ),
+    Strategy("shuffled_pairs", "control: as scratch, on pairs dealt out anew", show=shuffled),
+    Strategy("blank_image", "control: as scratch, with every image empty", blank=("image",)),
+    Strategy("blank_text", "control: as scratch, with every text empty", blank=("text",)),
+)
+ARMS = {strategy.name: strategy for strategy in TABLE}
+BETTER = Combination("best_single", "control: the better of image_only and text_only, by validation", better)
+MEAN = Combination("ensemble_single", "control: the mean of image_only's and text_only's log-probabilities", averaged)
+DERIVED = {combination.name: combination for combination in (BETTER, MEAN)}
 
 
 def arm(name: str) -> Strategy | Combination:
     """An arm of the table by name. Raises MmkitError for a name that is not there, with the nearest one."""
     table = ARMS | DERIVED
+    if name not in table and name.endswith("_only"):
+        return single(name.removesuffix("_only"))
     if name not in table:
         raise unknown("arm", name, table)
     return table[name]

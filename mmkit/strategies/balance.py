@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from mmkit.strategies.strategy import Fitting, single
 from mmkit.training import Batch, Objective, seeded, stream
 
-FLOOR = 0.1  # nats: a smaller gap between training and validation is taken for noise, or what learns nothing would weigh most
+# Nats. A smaller gap between training and validation is taken for noise, or what learns nothing would weigh most.
+FLOOR = 0.1
 ALPHA = 0.8  # how hard OGM-GE holds the leading modality back
 
 

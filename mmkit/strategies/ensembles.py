@@ -56,4 +56,4 @@ def averaged(runs: list[Run], task, *, name: str, lr: float | None, encoders, ev
         "lr_from": rate_from(task.tuned_as, name, lr),
         "validation": validation,
     }
-    return replace(runs[0], settings=settings, scores=scores, model=model)
+    return replace(runs[0], settings=settings, scores=scores, model=model, trained=None)

@@ -14,6 +14,7 @@ from mmkit.strategies.encoders import Encoders, tokenizer
 from mmkit.strategies.ensembles import Combination
 from mmkit.strategies.features import encoded
 from mmkit.strategies.run import Budget, Run
+from mmkit.strategies.saving import Trained
 from mmkit.strategies.scoring import loader_of, pairs, scores_of, splits_of
 from mmkit.strategies.start import sources, start
 from mmkit.strategies.strategy import Fitting, Stage, Strategy
@@ -67,7 +68,7 @@ def fit(
     origin = rate_from(task.tuned_as, strategy.name, lr, real=encoders.real)
     rate = learning_rate(task.tuned_as, strategy.name, real=encoders.real) if lr is None else lr
 
-    fitting = _begin(strategy, task, encoders, budget, seed=seed, lr=rate, batch=batch)
+    fitting = _begin(strategy, task, encoders, budget, splits, seed=seed, lr=rate, batch=batch)
     fitting.refit = partial(fit, budget=replace(budget, flops=None), **options)
     if strategy.prepare:
         strategy.prepare(fitting)
@@ -78,17 +79,18 @@ def fit(
 
 
 def _begin(
-    strategy: Strategy, task, encoders: Encoders, budget: Budget, *, seed: int, lr: float, batch: int
+    strategy: Strategy, task, encoders: Encoders, budget: Budget, splits: dict, *, seed: int, lr: float, batch: int
 ) -> Fitting:
     """The chosen pairs, the loader, and the model with its encoders as they start."""
     rows = pairs(task, budget.pairs, seed)
-    words, loader = tokenizer(task, encoders), loader_of(task, encoders)
+    words, loader, validation = tokenizer(task, encoders), loader_of(task, encoders), task.rows("val")
+    loader.require_any(torch.cat([rows, validation, *splits.values()]))
     used = strategy.modalities_of(task)
     loader = replace(loader.only(used).blanked(*strategy.blank), transforms=strategy.transforms)
     forget_peak()
     parts, phases = start(strategy, task, encoders, words, seed=seed, device=loader.device)
     model = task.build(parts, seed=seed).to(loader.device)
-    return Fitting(task, encoders, budget, seed, lr, batch, rows, task.rows("val"), loader, model, Cost(phases))
+    return Fitting(task, encoders, budget, seed, lr, batch, rows, validation, loader, model, Cost(phases))
 
 
 def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Loader]:
@@ -99,7 +101,7 @@ def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Lo
     loader = strategy.show(fitting.loader, fitting) if strategy.show else fitting.loader
     loaders = {stage.name: loader for stage in strategy.stages}
     model, task = fitting.model, fitting.task
-    locked = [stage for stage in strategy.stages if not any(trains(model, stage.groups, m) for m in model.modalities)]
+    locked = [stage for stage in strategy.stages if not _trains_encoders(model, stage)]
     all_locked = len(locked) == len(strategy.stages)
     if strategy.transforms or not (all_locked or (fitting.encoders.real and strategy.stages[0] in locked)):
         return loaders
@@ -114,6 +116,10 @@ def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Lo
         loader, model, rows=used, learnt=fitting.rows, tokens=tokens, about=about
     )
     return loaders | {stage.name: features for stage in locked}
+
+
+def _trains_encoders(model: nn.Module, stage: Stage) -> bool:
+    return any(trains(model, stage.groups, modality) for modality in model.modalities)
 
 
 def _steps(strategy: Strategy, fitting: Fitting, loaders: dict[str, Loader]) -> dict[str, int]:
@@ -254,4 +260,5 @@ def _result(
         history,
         model.eval(),
         tuple(ends),
+        Trained(task, fitting.encoders, tokenizer(task, fitting.encoders)),
     )

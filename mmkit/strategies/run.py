@@ -1,12 +1,15 @@
 """What goes into a run and what comes out of it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, unknown
 from mmkit.metrics.score import Score
+from mmkit.strategies import saving
+from mmkit.strategies.saving import Trained
 from mmkit.training.cost import Cost
 
 
@@ -14,10 +17,11 @@ from mmkit.training.cost import Cost
 class Budget:
     """What an arm may spend.
 
-    pairs: labelled pairs of the training split it may train on; every arm besides selects its weights on the same validation split.
+    pairs: labelled pairs of the training split it may train on; every arm besides selects its weights on the same
+        validation split.
     epochs: passes over them, all stages together.
-    flops: when given, the stages on pairs are lengthened or shortened in proportion, so that the run, pretraining included, spends this much
-        (losses that only balance modalities and the mining of negatives are not in the reckoning).
+    flops: when given, the stages on pairs are lengthened or shortened in proportion, so that the run, pretraining
+        included, spends this much (losses that only balance modalities and the mining of negatives are not counted).
     """
 
     pairs: int
@@ -47,6 +51,35 @@ class Run:
     history: list[dict] = field(default_factory=list)
     model: nn.Module | None = None
     ends: tuple[dict[str, Tensor], ...] = ()
+    trained: Trained | None = None
+
+    def predict(self, **inputs):
+        """What the model says of some inputs, by modality: `run.predict(image=["a.jpg"], text=["what is it?"])`.
+
+        Answering gives labels with probabilities, captioning captions, retrieval unit vectors. Raises MmkitError for a
+        modality that the model does not read or, but in retrieval, one that is missing."""
+        if self.trained is None:
+            raise MmkitError(f"the run of {self.arm!r} holds no single model that can be asked: ask its members")
+        for modality in inputs:
+            if modality not in self.model.modalities:
+                raise unknown("modality", modality, self.model.modalities)
+        task, device = self.trained.task, next(self.model.parameters()).device
+        task.words = self.trained.words
+        return task.predict(self.model, {name: task.input(name, values).to(device) for name, values in inputs.items()})
+
+    def save(self, folder: str | Path) -> Path:
+        """Keep the model in a new folder: `model.safetensors`, `model.json`, and a card, `README.md`."""
+        return saving.save(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, **options) -> "Run":
+        """A kept model, ready for `predict`; its scores stand in `settings["saved_scores"]`. See `saving.load`."""
+        about, model, trained = saving.load(folder, **options)
+        settings = about["settings"] | {"saved_scores": about["scores"]}
+        data, content, budget = about["data"]["name"], about["data"]["content"], Budget(**about["budget"])
+        run = cls(about["arm"], about["task"], data, content, about["seed"], budget, settings, {}, Cost(), [], model)
+        run.trained = trained
+        return run
 
 
 def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:

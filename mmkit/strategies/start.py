@@ -30,7 +30,8 @@ def start(
     used = strategy.modalities_of(task)
     if strategy.pretrains and encoders.real:
         raise MmkitError(
-            f"{strategy.name} pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the encoders small"
+            f"{strategy.name} pretrains its own encoders; with real ones take frozen, lp_ft or holistic, or leave the "
+            "encoders small"
         )
     own = task.own_parts(words)
     parts = {name: own.get(name) or _part(encoders, name, words) for name in dict.fromkeys((*used, *own))}

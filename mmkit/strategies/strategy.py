@@ -77,7 +77,8 @@ class Stage:
             raise unknown("precision", self.precision, PRECISIONS)
         if not self.groups or self.share <= 0 or self.lr <= 0:
             raise MmkitError(
-                f"the stage {self.name!r} needs a group and share and lr above 0, got {self.groups}, {self.share} and {self.lr}"
+                f"the stage {self.name!r} needs a group and share and lr above 0, got {self.groups}, {self.share} and "
+                f"{self.lr}"
             )
 
     def autocast(self, device: torch.device) -> Callable[[], AbstractContextManager]:
@@ -137,7 +138,8 @@ class Strategy:
         used = task.modalities if self.modalities is None else self.modalities
         for modality in (*used, *self.blank):
             if modality not in task.modalities:
-                raise unknown(f"modality of {task.name}", modality, task.modalities)
+                error = unknown("modality", modality, task.modalities)
+                raise MmkitError(f"{self.name!r} is not defined for {task.name}: {error}")
         return used
 
 

@@ -1,10 +1,8 @@
 """Learning rates, chosen for every arm with the same effort: the same grid, on validation, at seeds no result uses."""
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from statistics import mean
 
 TABLE = Path(__file__).with_name("tuned.json")
 
@@ -27,19 +25,3 @@ def rate_from(task: str, arm: str, given: float | None, *, real: bool = False) -
 
 def _tuned(task: str, real: bool) -> dict[str, float]:
     return table()["lr"].get(f"{task}, real encoders" if real else task, {})
-
-
-def tune(task, *, budget, seeds: Sequence[int], arms: list[str], real: bool = False, **options) -> dict:
-    """Try every rate of the grid for every arm and return {arm: {lr: validation score, the mean over the seeds}}. This
-    is how the table was made."""
-    from mmkit.strategies.fit import fit
-
-    grid = table()["grid"]["real" if real else "small"]
-
-    def score(arm: str, lr: float) -> float:
-        return mean(
-            fit(arm, task, budget=budget, seed=seed, lr=lr, evaluate=("val",), **options).settings["validation"]
-            for seed in seeds
-        )
-
-    return {arm: {lr: score(arm, lr) for lr in grid} for arm in arms}

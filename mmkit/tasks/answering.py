@@ -98,6 +98,16 @@ class Answering(Task):
         model.eval()
         return torch.cat([model(loader(part).inputs).cpu() for part in rows.split(batch)])
 
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, inputs: dict) -> list[dict]:
+        """For each item the most probable class, `label`, and the `probability` of every class by name."""
+        chances = model.eval()(inputs).softmax(1).cpu()
+        answers = []
+        for row in chances.tolist():
+            probability = dict(zip(map(str, self.classes), row, strict=True))
+            answers.append({"label": max(probability, key=probability.get), "probability": probability})
+        return answers
+
     def scores(self, model: nn.Module, loader: Loader, rows: Tensor) -> dict[str, Score]:
         clusters = self.dataset.clusters(rows.numpy())
         return {"accuracy": accuracy(self.logits(model, loader, rows), self.target[rows], clusters)}

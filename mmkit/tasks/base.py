@@ -1,15 +1,17 @@
 """What `mmkit.strategies.fit` asks of a task, and what most tasks answer."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmkit.data import Dataset
+from mmkit.data import DamagedImage, Dataset, read_image
 from mmkit.data.rules import PAIRED
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score
-from mmkit.models.text import vocabulary
+from mmkit.models.text import UNKNOWN, WordTokenizer, vocabulary
 from mmkit.training import Batch, Loader, Part, View, array_view, text_view
 
 
@@ -21,7 +23,8 @@ class Task:
     others an item is shown an empty one where the set says that it may lack it. alone: whether a single modality has
     an objective of its own.
     can_mine: whether batches of hard negatives can be made. words: the task's own tokenizer, None for the encoders'.
-    fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored."""
+    fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored.
+    image_size: pixels a side of images that are read from files; None takes the set's."""
 
     name = metric = ""
     modalities: tuple[str, ...] = ()
@@ -30,6 +33,7 @@ class Task:
     fusion, language, role = "concat", "en", "caption"
     words: Callable[[list[str]], Tensor] | None = None
     limit: int | None = None
+    image_size: int | None = None
     dataset: Dataset
 
     @property
@@ -40,6 +44,10 @@ class Task:
     def settings(self) -> dict:
         """The task's options, for a record."""
         return {}
+
+    def options(self) -> dict:
+        """The fields of a task that is a dataclass, but for its data set."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "dataset"}
 
     def own_parts(self, words) -> Mapping[str, Part]:
         """Parts that the task brings itself, such as a decoder, by name."""
@@ -62,7 +70,8 @@ class Task:
         return {}
 
     def loader(self, words: Callable | None = None, *, device: torch.device | None = None) -> Loader:
-        """The task's data by row. words: the tokenizer; None takes the task's own, or one of the set's unpaired texts."""
+        """The task's data by row. words: the tokenizer; None takes the task's own, or one of the set's unpaired
+        texts."""
         words = words or self.words or (vocabulary(self.dataset, self.language) if "text" in self.modalities else None)
         views = {modality: self.view(modality, words) for modality in self.modalities}
         return Loader(self.dataset, views, self.targets(words), device=device or torch.device("cpu"))
@@ -79,6 +88,54 @@ class Task:
     def targets(self, words):
         """What the loader hands on as the target: (N, ...), one per task by name, a View, or None."""
         return None
+
+    def input(self, modality: str, values) -> Tensor:
+        """Raw inputs of a modality as a model takes them: texts (list of str), image files or pixels (B, 3, H, W)
+        uint8, or (B, ...) arrays of another modality. Raises MmkitError for a text of which no word is known."""
+        if modality == "text":
+            return self._ids([values] if isinstance(values, str) else list(values))
+        if isinstance(values, str | Path):
+            values = [values]
+        if isinstance(values, list | tuple) and all(isinstance(value, str | Path) for value in values):
+            return torch.stack([self._pixels(Path(path)) for path in values])
+        return torch.as_tensor(values)
+
+    def _pixels(self, path: Path) -> Tensor:
+        try:
+            image = read_image(path, size=self.image_size or self.dataset.images.shape[1])
+        except DamagedImage as error:
+            raise MmkitError(f"{path} is not an image that can be read: {error}") from error
+        return torch.from_numpy(image.copy()).permute(2, 0, 1)
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        ids = self.words(texts)
+        if isinstance(self.words, WordTokenizer):
+            unread = (ids <= UNKNOWN).all(1)
+            if unread.any():
+                text = texts[int(unread.nonzero()[0])]
+                raise MmkitError(f"no word of {text!r} is known to this model: ask in the language of its texts")
+        return ids
+
+    def predict(self, model: nn.Module, inputs: dict):
+        """What the model says of some inputs, by modality, as `input` makes them."""
+        raise self._lacks("predict")
+
+    def state(self) -> dict:
+        """What a saved model needs of its task, as JSON values: the options, not the data."""
+        kept = {}
+        for name, value in vars(self).items():
+            values = value if isinstance(value, list | tuple) else [value]
+            if all(isinstance(each, str | int | float | None) for each in values):
+                kept[name] = value
+        return kept | {"image_size": self.dataset.images.shape[1]}
+
+    @classmethod
+    def restored(cls, state: dict, words) -> "Task":
+        """A task without data, for a saved model: it builds the model and predicts, and scores nothing."""
+        task = cls.__new__(cls)
+        vars(task).update(state)
+        task.modalities, task.words = tuple(state.get("modalities", cls.modalities)), words
+        return task
 
     def rows(self, split: str) -> Tensor:
         """The rows a split is scored on: all of it, or the first `limit`. Raises MmkitError for a split that is not

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmkit.data import Dataset
-from mmkit.errors import MmkitError, unknown
+from mmkit.errors import unknown
 from mmkit.metrics import Score
 from mmkit.metrics.captioning import caption_scores, caption_words
 from mmkit.models import WordTokenizer
@@ -21,11 +21,17 @@ from mmkit.training.pretext import NextWord, Part
 
 COLOUR, SHAPE = "red|green|blue|yellow|purple|cyan", "circle|square|cross|diamond"
 FACTS = {  # of a caption of `scenes`, whatever its wording
-    "heading": r"\b(up|right|down|left)\b(?! of)", "arrow": rf"\b({COLOUR})(?= arrow\b)|\barrow in ({COLOUR})\b", "relation": r"\b(left of|right of|above|below)\b", "size": r"\b(small|large)\b",
-    "landmark": rf"\b({COLOUR})(?= (?:{SHAPE})\b)", "shape": rf"\b({SHAPE})\b", "ground": r"\b(plain|striped|dotted|checked)\b",
-}  # fmt: skip
+    "heading": r"\b(up|right|down|left)\b(?! of)",
+    "arrow": rf"\b({COLOUR})(?= arrow\b)|\barrow in ({COLOUR})\b",
+    "relation": r"\b(left of|right of|above|below)\b",
+    "size": r"\b(small|large)\b",
+    "landmark": rf"\b({COLOUR})(?= (?:{SHAPE})\b)",
+    "shape": rf"\b({SHAPE})\b",
+    "ground": r"\b(plain|striped|dotted|checked)\b",
+}
 
 
+@dataclass(eq=False, repr=False)
 class Captioning(Task):
     """Data: images with one or more English captions. Objective: cross-entropy of the next word. Metric: CIDEr-D of
     what beam search says.
@@ -36,33 +42,28 @@ class Captioning(Task):
     captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
     """
 
+    dataset: Dataset
+    _: KW_ONLY
+    role: str = "caption"
+    decoder: str = "gru"
+    dim: int = 128
+    norm: str = "layer"
+    dropout: float = 0.1
+    label_smoothing: float = 0.0
+    captions: int = 1
+    length: int = 20
+    min_count: int = 1
+    beams: int = 1
+    length_penalty: float = 0.5
+    limit: int | None = None
+
     name, metric, fusion, language = "captioning", "cider_d", "cross_attention", "en"
     modalities, needs = ("image",), ("image",)
 
-    def __init__(
-        self, dataset: Dataset, *, role: str = "caption", decoder: str = "gru", dim: int = 128, norm: str = "layer", dropout: float = 0.1, label_smoothing: float = 0.0,
-        captions: int = 1, length: int = 20, min_count: int = 1, beams: int = 1, length_penalty: float = 0.5, limit: int | None = None,
-    ):  # fmt: skip
-        if decoder not in DECODERS:
-            raise unknown("decoder", decoder, DECODERS)
-        self.dataset, self.role, self.limit, self.beams, self.length_penalty = (
-            dataset,
-            role,
-            limit,
-            beams,
-            length_penalty,
-        )
-        (
-            self.decoder,
-            self.dim,
-            self.norm,
-            self.dropout,
-            self.label_smoothing,
-            self.captions,
-            self.length,
-            self.min_count,
-        ) = decoder, dim, norm, dropout, label_smoothing, captions, length, min_count
-        self.words = _words(dataset, role, length, min_count)
+    def __post_init__(self):
+        if self.decoder not in DECODERS:
+            raise unknown("decoder", self.decoder, DECODERS)
+        self.words = _words(self.dataset, self.role, self.length, self.min_count)
 
     @property
     def tuned_as(self) -> str:
@@ -70,25 +71,8 @@ class Captioning(Task):
         return self.name if self.dataset.name == "scenes" else f"{self.name} of photos"
 
     def settings(self) -> dict:
-        names = (
-            "role",
-            "decoder",
-            "dim",
-            "norm",
-            "dropout",
-            "label_smoothing",
-            "captions",
-            "length",
-            "min_count",
-            "beams",
-            "length_penalty",
-            "limit",
-        )
-        return {name: getattr(self, name) for name in names} | {
-            "text": "none: the decoder has its own words",
-            "vocabulary": len(self.words),
-            **self.words.left_out,
-        }
+        text = {"text": "none: the decoder has its own words", "vocabulary": len(self.words)}
+        return self.options() | text | self.words.left_out
 
     def own_parts(self, words) -> dict[str, Part]:
         """The decoder, which learns the next word of texts without images when it is pretrained."""
@@ -126,25 +110,26 @@ class Captioning(Task):
             said += map(self.text, found.ids[:, 0])
         return said, found
 
+    def predict(self, model: Captioner, inputs: dict) -> list[str]:
+        """The best caption of each image."""
+        found = beam_search(model, inputs, beams=self.beams, length_penalty=self.length_penalty)
+        return [self.text(ids) for ids in found.ids[:, 0]]
+
     def text(self, ids: Tensor) -> str:
         """Ids (L,) as words, up to the end."""
         return " ".join(self.words.words(ids[ids != END]))
 
     def references(self, rows: Tensor) -> list[list[str]]:
+        """What people said of each row."""
         texts, owner = self.dataset.texts_of(rows.numpy(), role=self.role)
-        return [
-            list(part)
-            for part in np.split(np.array(texts, dtype=object), np.searchsorted(owner, np.arange(1, len(rows))))
-        ]
+        cuts = np.searchsorted(owner, np.arange(1, len(rows)))
+        return [list(part) for part in np.split(np.array(texts, dtype=object), cuts)]
 
     def scores(self, model: Captioner, loader: Loader, rows: Tensor) -> dict[str, Score]:
         """The metrics of captioning; on `scenes` also `facts`, the share of the scene's facts told right, `exact`, all
         of them, and each by its name."""
-        said, references, clusters = (
-            self.say(model, loader, rows)[0],
-            self.references(rows),
-            self.dataset.clusters(rows.numpy()),
-        )
+        said, references = self.say(model, loader, rows)[0], self.references(rows)
+        clusters = self.dataset.clusters(rows.numpy())
         scores = caption_scores(said, references, clusters)
         return scores | (fact_scores(said, references, clusters) if self.dataset.name == "scenes" else {})
 
@@ -156,26 +141,24 @@ class Captioning(Task):
 
 def facts(caption: str) -> dict[str, str | None]:
     """The facts of a scene that a caption tells, by name; None for one that it does not tell, or tells in two ways."""
-    told = {
-        name: {next(filter(None, match.groups())) for match in re.finditer(pattern, caption.lower())}
-        for name, pattern in FACTS.items()
-    }
-    return {name: values.pop() if len(values) == 1 else None for name, values in told.items()}
+    found = {}
+    for name, pattern in FACTS.items():
+        values = {next(filter(None, match.groups())) for match in re.finditer(pattern, caption.lower())}
+        found[name] = values.pop() if len(values) == 1 else None
+    return found
 
 
 def fact_scores(said: list[str], references: list[list[str]], clusters=None) -> dict[str, Score]:
     """Which facts of the scene captions tell as its first reference does: `facts` (mean share), `exact` (all seven),
     `fact/NAME`."""
     true, told = [facts(texts[0]) for texts in references], [facts(text) for text in said]
-    right = {
-        name: np.array(
-            [a[name] is not None and a[name] == b[name] for a, b in zip(told, true, strict=True)], dtype=float
-        )
-        for name in FACTS
-    }
-    items = {"facts": np.mean(list(right.values()), axis=0), "exact": np.min(list(right.values()), axis=0)} | {
-        f"fact/{name}": values for name, values in right.items()
-    }
+    right = {}
+    for name in FACTS:
+        pairs = [(a[name], b[name]) for a, b in zip(told, true, strict=True)]
+        right[name] = np.array([a is not None and a == b for a, b in pairs], dtype=float)
+    each = list(right.values())
+    items = {"facts": np.mean(each, axis=0), "exact": np.min(each, axis=0)}
+    items |= {f"fact/{name}": values for name, values in right.items()}
     clusters = np.arange(len(said)) if clusters is None else clusters
     return {name: Score(values, clusters) for name, values in items.items()}
 

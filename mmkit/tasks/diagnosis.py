@@ -52,7 +52,8 @@ class Diagnosis(Answering):
                 patients = len(np.unique(dataset.clusters(rows[self.target[rows] == code])))
                 if patients < 2:
                     raise MmkitError(
-                        f"{label!r} of {dataset.name!r} is {name!r} for {patients} patients of split {split!r}: at least 2 are needed; merge rare labels or choose another"
+                        f"{label!r} of {dataset.name!r} is {name!r} for {patients} patients of split {split!r}: at "
+                        "least 2 are needed; merge rare labels or choose another"
                     )
 
     def settings(self) -> dict:

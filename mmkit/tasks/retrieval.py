@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,70 +16,69 @@ from mmkit.models import DualEncoder
 from mmkit.tasks.base import Task
 from mmkit.training import Batch, Loader, Phase, flops_of, seeded, stream
 
-OBJECTIVES = ("infonce", "sigmoid", "hinge", "hardest")
+LOSSES = ("infonce", "sigmoid", "hinge", "hardest")
 NEIGHBOURS = 20
 
 
+@dataclass(eq=False, repr=False)
 class Retrieval(Task):
     """Data: images with one or more captions. Metric: R@1, the mean of both directions.
 
-    objective: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over
-    wrong ones of a batch) or `hardest` (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from
-    0.07 on. margin: of the hinge losses, on the cosine."""
+    loss: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over wrong
+    ones of a batch) or `hardest` (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from 0.07
+    on. margin: of the hinge losses, on the cosine."""
+
+    dataset: Dataset
+    _: KW_ONLY
+    role: str = "caption"
+    language: str = "en"
+    loss: str = "infonce"
+    temperature: float | None = None
+    margin: float = 0.2
+    dim: int = 128
+    hidden: int = 256
+    dropout: float = 0.0
+    norm: str = "layer"
+    limit: int | None = None
 
     name, metric, fusion = "retrieval", "recall@1", "dual"
     modalities, needs, can_mine = ("image", "text"), ("image", "text"), True
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        role: str = "caption",
-        language: str = "en",
-        objective: str = "infonce",
-        temperature: float | None = None,
-        margin: float = 0.2,
-        dim: int = 128,
-        hidden: int = 256,
-        dropout: float = 0.0,
-        norm: str = "layer",
-        limit: int | None = None,
-    ):
-        if objective not in OBJECTIVES:
-            raise unknown("objective", objective, OBJECTIVES)
-        if margin <= 0 or (temperature is not None and temperature <= 0):
-            raise MmkitError(
-                f"margin and temperature are above 0, got margin={margin} and temperature={temperature}: take for example 0.2 and 0.07"
-            )
-        self.dataset, self.role, self.language, self.limit = dataset, role, language, limit
-        self.objective_name, self.temperature, self.margin = objective, temperature, margin
-        self.dim, self.hidden, self.dropout, self.norm = dim, hidden, dropout, norm
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
+        if self.margin <= 0 or (self.temperature is not None and self.temperature <= 0):
+            given = f"margin={self.margin} and temperature={self.temperature}"
+            raise MmkitError(f"margin and temperature are above 0, got {given}: take for example 0.2 and 0.07")
 
     @property
     def tuned_as(self) -> str:
-        """Where the table of tuned learning rates has this task: each objective is tuned by itself."""
-        return self.name if self.objective_name == "infonce" else f"{self.name}, {self.objective_name}"
+        """Where the table of tuned learning rates has this task: each loss is tuned by itself."""
+        return self.name if self.loss == "infonce" else f"{self.name}, {self.loss}"
 
     def settings(self) -> dict:
-        given = ("role", "language", "fusion", "temperature", "margin", "dim", "hidden", "dropout", "norm", "limit")
-        return {name: getattr(self, name) for name in given} | {"objective": self.objective_name}
+        """The options; `objective` is the loss's name in records."""
+        settings = self.options() | {"fusion": self.fusion, "objective": self.loss}
+        del settings["loss"]
+        return settings
 
     def build(self, parts: Mapping[str, nn.Module], *, seed: int) -> DualEncoder:
-        """The first weights depend on the seed alone; the sigmoid loss starts from its paper's scale 10 and bias -10."""
+        """The first weights depend on the seed alone; the sigmoid loss starts from its paper's scale 10 and bias
+        -10."""
         options = {"dim": self.dim, "hidden": self.hidden, "dropout": self.dropout, "norm": self.norm}
         model = seeded(seed, "head", DualEncoder, parts, **options)
-        if self.objective_name == "sigmoid":
+        if self.loss == "sigmoid":
             nn.init.constant_(model.head.logit_scale, math.log(10))
             model.head.logit_bias = nn.Parameter(torch.tensor(-10.0))
         return model
 
     def objective(self, model: DualEncoder, batch: Batch) -> Tensor:
         image, text = model(batch.inputs).values()
-        if self.objective_name == "infonce":
+        if self.loss == "infonce":
             return contrastive_loss(image, text, 1 / self.temperature if self.temperature else model.logit_scale)
-        if self.objective_name == "sigmoid":
+        if self.loss == "sigmoid":
             return sigmoid_loss(image, text, model.logit_scale, model.head.logit_bias)
-        return hinge_loss(image, text, margin=self.margin, hardest=self.objective_name == "hardest")
+        return hinge_loss(image, text, margin=self.margin, hardest=self.loss == "hardest")
 
     @torch.inference_mode()
     def embeddings(
@@ -90,6 +90,12 @@ class Retrieval(Task):
         image = [model.embed("image", loader.input("image", part)).cpu() for part in rows.split(batch)]
         text = [model.embed("text", loader.of_entries("text", part)).cpu() for part in entries.split(batch)]
         return torch.cat(image), torch.cat(text), owner
+
+    @torch.inference_mode()
+    def predict(self, model: DualEncoder, inputs: dict) -> dict[str, Tensor]:
+        """Unit vectors (B, E) of each modality that is given; products of two are their similarities."""
+        model.eval()
+        return {modality: model.embed(modality, x).cpu() for modality, x in inputs.items()}
 
     def mined(self, fitting) -> Callable[[torch.Generator], Tensor]:
         """The order of batches of hard negatives: a row is followed by the one whose caption the model, as it is now,

@@ -81,7 +81,8 @@ class View:
         if self.required and not count.all():
             item = self.dataset.items["id"].iloc[int(rows[count == 0][0])]
             raise MmkitError(
-                f"item {item!r} of {self.dataset.name!r} has no {self.name}: choose another, or leave such items out of the set"
+                f"item {item!r} of {self.dataset.name!r} has no {self.name}: choose another, or leave such items out "
+                "of the set"
             )
         return count
 
@@ -136,7 +137,6 @@ class Loader:
         """The batch of some rows (B,) int64. generator: draws one of several entries and feeds the transforms; without
         it every row shows its first entry."""
         drawn = {modality: self._draw(modality, view, rows, generator) for modality, view in self.views.items()}
-        self._require_any(rows, drawn)
         inputs = {modality: self._shown(modality, entries) for modality, entries in drawn.items()}
         present = {
             modality: (entries >= 0).to(self.device) for modality, entries in drawn.items() if bool((entries < 0).any())
@@ -165,6 +165,15 @@ class Loader:
         if modality not in self.views:
             raise unknown("modality", modality, self.views)
         return self.views[modality]
+
+    def require_any(self, rows: Tensor) -> None:
+        """Raise MmkitError, by name, for an item that has none of the modalities."""
+        counts = torch.stack([view.start[rows + 1] - view.start[rows] for view in self.views.values()])
+        empty = counts.sum(0) == 0
+        if empty.any():
+            item, names = self.dataset.items["id"].iloc[int(rows[empty][0])], " and no ".join(self.views)
+            remedy = "leave it out, or read another modality"
+            raise MmkitError(f"item {item!r} of {self.dataset.name!r} has no {names}: {remedy}")
 
     def blanked(self, *modalities: str) -> "Loader":
         """The same, with some modalities always shown empty."""
@@ -210,15 +219,6 @@ class Loader:
         if isinstance(self.target, Mapping):
             return {name: values[rows].to(self.device) for name, values in self.target.items()}
         return None if self.target is None else self.target[rows].to(self.device)
-
-    def _require_any(self, rows: Tensor, drawn: Mapping[str, Tensor]) -> None:
-        missing = torch.stack([entries < 0 for entries in drawn.values()]).all(0)
-        if missing.any():
-            names = " and no ".join(drawn)
-            item = self.dataset.items["id"].iloc[int(rows[missing][0])]
-            raise MmkitError(
-                f"item {item!r} of {self.dataset.name!r} has no {names}: leave it out, or read another modality"
-            )
 
 
 class RowBatches:

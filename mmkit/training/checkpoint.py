@@ -54,7 +54,8 @@ class Checkpoint:
         differing = sorted(key for key in about.keys() | self.about.keys() if about.get(key) != self.about.get(key))
         if differing:
             raise MmkitError(
-                f"the checkpoint {self.path} is of another run ({', '.join(differing)} differ): remove it, or name another folder"
+                f"the checkpoint {self.path} is of another run ({', '.join(differing)} differ): remove it, or name "
+                "another folder"
             )
 
 

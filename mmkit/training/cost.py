@@ -134,7 +134,8 @@ def forget_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """The most resident memory of this process since `forget_peak`; where the system does not say, what it holds now."""
+    """The most resident memory of this process since `forget_peak`; where the system does not say, what it holds
+    now."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     memory = psutil.Process().memory_info()

@@ -46,7 +46,8 @@ def _patterns(name: str) -> list[str]:
 
 
 def parameter_groups(model: nn.Module, groups: Sequence[Group], lr: float) -> list[dict]:
-    """The optimizer's groups; sets `requires_grad` of every parameter. Raises MmkitError when nothing is left to train."""
+    """The optimizer's groups; sets `requires_grad` of every parameter. Raises MmkitError when nothing is left to
+    train."""
     assigned = assign(model, groups)
     members: dict[Group, list] = {}
     for name, parameter in model.named_parameters():
@@ -74,5 +75,6 @@ def trains(model: nn.Module, groups: Sequence[Group], part: str) -> bool:
 
 
 def layerwise(patterns: Sequence[str], decay: float, *, weight_decay: float = 0.01) -> tuple[Group, ...]:
-    """Groups from the top layer down: each learns `decay` times as fast as the one above it (ULMFiT, arXiv 1801.06146)."""
+    """Groups from the top layer down: each learns `decay` times as fast as the one above it (ULMFiT, arXiv
+    1801.06146)."""
     return tuple(Group(match, decay**depth, weight_decay) for depth, match in enumerate(patterns))

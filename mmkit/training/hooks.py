@@ -21,7 +21,8 @@ def check(hooks: Sequence[object]) -> None:
     for hook in hooks:
         if not any(callable(getattr(hook, moment, None)) for moment in MOMENTS):
             raise MmkitError(
-                f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a moment"
+                f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a "
+                "moment"
             )
 
 
@@ -75,7 +76,8 @@ class Unfreeze:
 
 
 class WeightAverage:
-    """An exponential moving average of the weights, `weights`: decay times what it was plus the rest of what it is now."""
+    """An exponential moving average of the weights, `weights`: decay times what it was plus the rest of what it is
+    now."""
 
     def __init__(self, decay: float = 0.99):
         if not 0 < decay < 1:

@@ -81,7 +81,8 @@ def train(
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
     first = checkpoint.resume(state, phase, batches) if checkpoint else 0
     set_modes(model)
-    with curves(where) as board:
+    with curves(where) as recording:
+        hooks = (*hooks, *recording)
         started = time.perf_counter()
         for state.step in range(first, steps):
             for group in optimizer.param_groups:
@@ -102,15 +103,10 @@ def train(
             optimizer.step()
             moments.call(hooks, "after_step", state)
             optimizer.zero_grad(set_to_none=True)
-            if board:
-                board.add_scalar("loss", state.loss.item(), state.step + 1)
-                board.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], state.step + 1)
 
             if state.step in check_at:
                 phase.seconds += time.perf_counter() - started
                 _check(state, validate, keep_best=keep_best, where=where)
-                if board:
-                    board.add_scalar("validation", state.history[-1]["validation"], state.step + 1)
                 moments.call(hooks, "after_check", state)
                 if checkpoint:
                     checkpoint.keep(state, phase, batches)

@@ -23,7 +23,8 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     if batch.target is None or batch.target.shape != logits.shape[:1]:
         given = None if batch.target is None else tuple(batch.target.shape)
         raise MmkitError(
-            f"cross-entropy of logits {tuple(logits.shape)} needs targets ({len(logits)},), got {given}: check the loader's target"
+            f"cross-entropy of logits {tuple(logits.shape)} needs targets ({len(logits)},), got {given}: check the "
+            "loader's target"
         )
     if batch.weight is None:
         return F.cross_entropy(logits, batch.target)
@@ -43,7 +44,8 @@ def distilled(objective: Objective, teacher: nn.Module, *, alpha: float = 0.5, t
         student = model(batch.inputs)
         if wanted.shape != student.shape:
             raise MmkitError(
-                f"the teacher gives {tuple(wanted.shape)} and the student {tuple(student.shape)}: take a teacher of the same classes"
+                f"the teacher gives {tuple(wanted.shape)} and the student {tuple(student.shape)}: take a teacher of "
+                "the same classes"
             )
         wanted, student = F.log_softmax(wanted / temperature, 1), F.log_softmax(student / temperature, 1)
         match = F.kl_div(student, wanted, reduction="batchmean", log_target=True) * temperature**2
@@ -66,7 +68,8 @@ def adversarial(
             raise unknown("modality to attack", modality, batch.inputs)
         if not isinstance(batch.inputs[modality], Tensor):
             raise MmkitError(
-                f"{modality!r} comes encoded from a frozen encoder: an attack needs its raw input, so train the encoder, too"
+                f"{modality!r} comes encoded from a frozen encoder: an attack needs its raw input, so train the "
+                "encoder, too"
             )
         leaf = batch.inputs[modality].float().requires_grad_()
         x = leaf.clone()  # the FLOP counter cannot follow a gradient to a leaf that a module takes

@@ -1,4 +1,5 @@
-"""One recorded seed, separate streams: arms of one seed share their split, their order and their head's first weights."""
+"""One recorded seed, separate streams: arms of one seed share their split, their order and their head's first
+weights."""
 
 import zlib
 
