@@ -2,25 +2,25 @@
 # The code of 04_holistic_fine_tuning.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
 
 # %% set-up
-from dataclasses import replace
-
 import torch
 from IPython.display import Markdown, display
+from torch import nn
 from torch.nn import functional as F
 
 import mmkit
 from mmkit import strategies
-from mmkit.models import CNN, ConcatFusion, FusionClassifier, TextTransformer
-from mmkit.strategies.encoders import tokenizer
+from mmkit.models import CNN, Concat, Multimodal, TextTransformer
+from mmkit.models.text import vocabulary
 from mmkit.tasks import Answering
 from mmkit.teach import plots
-from mmkit.training import Inputs, batches, seeded, stream, warmup_cosine
+from mmkit.training import Group, batches, cross_entropy, parameter_groups
+from mmkit.training import seeded, stream, warmup_cosine
 
 # %% parameters
 data: str = "scenes"  # data set: a recipe or one of your own
 label: str = "label_answer"  # column of items that holds the answer
 role: str = "question"  # kind of text that goes with the image
-both: list[float] = [1.0, 0.0]  # scenes only: share of answers that need both modalities, one world each
+both: list[float] = [1.0, 0.0]  # scenes only: share of answers that need both, one world each
 either: float = 1.0  # scenes only: of the other answers, the share that image and text each tell
 pairs: int = 512  # labelled pairs to train on
 epochs: list[int] = [30, 10]  # passes over them, one number a world
@@ -32,14 +32,19 @@ seed: int = 0  # one seed for pairs, order and first weights, each from its own 
 # %% worlds
 knobs = [{"both": share, "either": either} for share in both] if data == "scenes" else [{}]
 tasks = [Answering(mmkit.load(data, **knob), label=label, role=role) for knob in knobs]
+passes = (epochs + epochs[-1:] * len(tasks))[: len(tasks)]
 world = {(1.0, either): "each answer needs both", (0.0, 1.0): "either one tells"}
-names = [f"{world.get((knob['both'], either), 'mixed')} (both = {knob['both']:g})" if knob else data for knob in knobs]
-passes = [(epochs + epochs[-1:] * len(tasks))[place] for place in range(len(tasks))]
+names = [data] * len(tasks)
+for place, knob in enumerate(knobs):
+    if knob:
+        kind = world.get((knob["both"], either), "mixed")
+        names[place] = f"{kind} (both = {knob['both']:g})"
 chance = 1 / len(tasks[0].classes)
 for name, task in zip(names, tasks):
     row = strategies.pairs(task, pairs, seed)[0].item()
     text = task.dataset.texts_of([row], role=role)[0][0]
-    print(f"{name}: {pairs} pairs of {task.dataset.splits['train']:,}, {len(task.classes)} answers, chance {chance:.2f}")
+    print(f"{name}: {pairs} pairs of {task.dataset.splits['train']:,}, ", end="")
+    print(f"{len(task.classes)} answers, chance {chance:.2f}")
     print(f"   first pair: an image with '{text}' -> {task.classes[int(task.target[row])]}")
 
 # %% guess
@@ -51,136 +56,177 @@ print(f"noted: {guess:.0%}")
 
 # %% build
 def build(task):
-    """The joint model of equation (1), and where its batches come from."""
-    words = tokenizer(task.dataset, strategies.Encoders(), language=task.language)
+    """The joint model of equation (1), and the loader that makes its batches."""
+    words = vocabulary(task.dataset, task.language)
     image = seeded(seed, "image", CNN)
     text = seeded(seed, "text", TextTransformer, len(words))
-    model = seeded(seed, "head", lambda: FusionClassifier(image, text, ConcatFusion(image, text), len(task.classes)))
-    return model, Inputs.of(task.dataset, words, role=task.role)
+    encoders = {"image": image, "text": text}
+
+    def joined():
+        fusion = Concat(encoders)
+        return Multimodal(encoders, fusion, nn.Linear(fusion.dim, len(task.classes)))
+
+    return seeded(seed, "head", joined), task.loader(words)
 
 
-model, inputs = build(tasks[0])
+model, loader = build(tasks[0])
 for name, part in model.named_children():
     print(f"{name:7} {sum(p.numel() for p in part.parameters()):8,} parameters")
 
 # %% gradients
-task, rows = tasks[0], strategies.pairs(tasks[0], pairs, seed)[:batch]
-x, y, w = inputs.image(rows), task.target[rows], inputs.text(inputs.one_text(rows))
-v, t = (task.build_single(side, getattr(model, side), seed=seed) for side in ("image", "text"))
-other = w.roll(1, 0)  # every image meets the text of another pair
+own = loader(strategies.pairs(tasks[0], pairs, seed)[:batch])
+other = own.with_input("text", own.inputs["text"].roll(1, 0))  # each image with another's text
+v = tasks[0].build({"image": model.image}, seed=seed)  # the image encoder with a head of its own
+t = tasks[0].build({"text": model.text}, seed=seed)
 
 
-def gradient(loss):
-    """The gradient of the image encoder's parameters, as one vector."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.image.parameters()))])
+def gradient(given, *models):
+    """The image encoder's gradient of the sum of the models' losses, as one vector."""
+    loss = sum(cross_entropy(one, given) for one in models)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.image.parameters()])])
 
 
-alone = gradient(F.cross_entropy(v(x, None), y))
-summed = [gradient(F.cross_entropy(v(x, None), y) + F.cross_entropy(t(None, words), y)) for words in (w, other)]
-joint = [gradient(F.cross_entropy(model(x, words), y)) for words in (w, other)]
-print(f"(2) the sum's gradient equals that of training apart: {torch.equal(summed[0], alone)}")
-print(f"(2) it moves with other texts:                        {not torch.equal(summed[0], summed[1])}")
-moved = ((joint[0] - joint[1]).norm() / joint[0].norm()).item()
+alone, summed, joint = gradient(own, v), gradient(own, v, t), gradient(own, model)
+print(f"(2) the sum's gradient equals that of training apart: {torch.equal(summed, alone)}")
+same = torch.equal(summed, gradient(other, v, t))
+print(f"(2) it moves with other texts:                        {not same}")
+moved = ((joint - gradient(other, model)).norm() / joint.norm()).item()
 print(f"(1) the joint gradient moves with other texts:        {moved > 0.01}")
 
 # %% inside
-def inside(task, model, inputs):
+def inside(task, model, loader):
     """Validation accuracy, and the two shares of equation (3)."""
-    rows = torch.from_numpy(task.dataset.rows("val"))
-    swapped = inputs.shuffled(rows, stream(seed, "swap"))
+    rows = task.rows("val")
+    swapped = loader.shuffled(rows, stream(seed, "swap"))
     answer = task.logits(model, swapped, rows).argmax(1)
-    of_image, of_text = task.target[rows], task.target[swapped.partner[rows]]
-    image, text = (float((answer == own)[of_image != of_text].float().mean()) for own in (of_image, of_text))
-    return {"joint": task.scores(model, inputs, rows)["accuracy"].value, "image": image, "text": text}
+    of_image, of_text = task.target[rows], task.target[swapped.partner["text"][rows]]
+    conflict = of_image != of_text
+    return {
+        "joint": task.scores(model, loader, rows)["accuracy"].value,
+        "image": (answer == of_image)[conflict].float().mean().item(),
+        "text": (answer == of_text)[conflict].float().mean().item(),
+    }
 
 # %% loop
-def train_together(task, count=epochs[0], hidden=lambda step, steps: None):
-    """Equation (1) by AdamW. hidden: the modality to blank in this step, for the exercises."""
-    model, inputs = build(task)
-    rows = strategies.pairs(task, pairs, seed)
-    steps, order, drawn = count * (pairs // min(batch, pairs)), batches(rows, batch, stream(seed, "order")), stream(seed, "texts")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
-    log = {0: inside(task, model, inputs)}
-    for step, rows in zip(range(steps), order):
-        model.train()
-        optimizer.param_groups[0]["lr"] = lr * warmup_cosine(step, steps)
-        seen = replace(inputs, blank=hidden(step, steps))
-        loss = F.cross_entropy(model(seen.image(rows), seen.text(seen.one_text(rows, drawn))), task.target[rows])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+def train_together(task, count=epochs[0], hidden=None):
+    """Equation (1) by AdamW. hidden(step, steps): the modality to blank, for the exercises."""
+    model, loader = build(task)
+    rows, drawn = strategies.pairs(task, pairs, seed), stream(seed, "texts")
+    steps = count * (pairs // min(batch, pairs))
+    measured = {round(steps * (k + 1) / checks) for k in range(checks)}
+    optimizer = torch.optim.AdamW(parameter_groups(model, [Group("*")], lr))
+    log = {0: inside(task, model, loader)}
+    for step, part in zip(range(steps), batches(rows, batch, stream(seed, "order"))):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmup_cosine(step, steps)
+        blank = hidden(step, steps) if hidden else None
+        seen = loader.blanked(blank) if blank else loader
+        cross_entropy(model.train(), seen(part, drawn)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step + 1 in {round(steps * (k + 1) / checks) for k in range(checks)}:
-            log[step + 1] = inside(task, model, inputs)
-    return model.eval(), inputs, log
+        if step + 1 in measured:
+            log[step + 1] = inside(task, model, loader)
+    return model.eval(), loader, log
 
 # %% train
-trained = [train_together(task, count) for task, count in zip(tasks, passes)]
 budgets = [strategies.Budget(pairs=pairs, epochs=count) for count in passes]
-options = {"seed": seed, "lr": lr, "batch": batch, "evaluate": ("val",)}
-controls = [
-    {side: strategies.fit(f"{side}_only", task, budget=budget, **options).history[-1]["validation"] for side in ("image", "text")}  # the last weights, as inside
-    for task, budget in zip(tasks, budgets)
-]
-suffices = min(controls[-1].values()) > 0.9  # each modality alone: then exercises 2 and 3 can be checked
-for name, (_, _, log), alone in zip(names, trained, controls):
-    last = log[max(log)]
-    print(f"{name}: joint {last['joint']:.2f}; inside it image {last['image']:.2f}, text {last['text']:.2f}; each alone: image {alone['image']:.2f}, text {alone['text']:.2f}")
+
+
+def each_alone(task, budget):
+    """Validation accuracy of each modality trained alone, with its last weights, as `inside`."""
+    options = {"budget": budget, "seed": seed, "lr": lr, "batch": batch, "evaluate": ("val",)}
+    runs = {side: strategies.fit(f"{side}_only", task, **options) for side in ("image", "text")}
+    return {side: run.history[-1]["validation"] for side, run in runs.items()}
+
+
+trained = [train_together(task, count) for task, count in zip(tasks, passes)]
+controls = [each_alone(task, budget) for task, budget in zip(tasks, budgets)]
+ends = [log[max(log)] for _, _, log in trained]
+suffices = min(controls[-1].values()) > 0.9  # then exercises 2 and 3 can be checked
+told = []
+for name, end, alone in zip(names, ends, controls):
+    told.append(f"{name}: joint {end['joint']:.2f}")
+    for side in ("image", "text"):
+        told[-1] += f", {side} inside {end[side]:.2f} (alone {alone[side]:.2f})"
+    print(told[-1])
+
+# %% looks
+looks = {
+    "joint": {"color": plots.BLACK, "marker": "o", "linewidth": 4, "label": "joint model"},
+    "image": {"color": plots.VERMILION, "marker": "s", "label": "gives the image's answer"},
+    "text": {"color": plots.BLUE, "marker": "^", "label": "gives the text's answer"},
+}
+
+
+def draw_world(axis, name, log, alone):
+    """One world: the joint model, its two shares along the training, each modality alone."""
+    last = max(log)
+    for key, look in looks.items():
+        axis.plot(list(log), [100 * point[key] for point in log.values()], markersize=4, **look)
+    for place, side in ((1.06, "image"), (1.12, "text")):
+        look = looks[side] | {"label": f"{side} trained alone", "markerfacecolor": "none"}
+        axis.plot(place * last, 100 * alone[side], linestyle="none", markersize=8, **look)
+    axis.axhline(100 * chance, color=plots.GREY, linestyle="--", linewidth=1, label="chance")
+    axis.set(title=name, xlabel="training steps", ylim=(0, 104))
 
 # %% contribution-figure
-ends = [f"{name}: joint {log[max(log)]['joint']:.2f}, image inside {log[max(log)]['image']:.2f} (alone {alone['image']:.2f}), text inside {log[max(log)]['text']:.2f} (alone {alone['text']:.2f})"
-        for name, (_, _, log), alone in zip(names, trained, controls)]
-looks = {"joint": (plots.BLACK, "o", "joint model"), "image": (plots.VERMILION, "s", "gives the image's answer"), "text": (plots.BLUE, "^", "gives the text's answer")}
 with plots.figure(
-    1, len(names), width=9.0, height=3.8, sharey=True, squeeze=False,
-    alt=f"Validation accuracy against training steps, one panel a world. {'. '.join(ends)}. Chance {chance:.2f}.",
-    caption=f"Lines: the joint model, and how often it gives the image's or the text's answer in conflicts, equation (3). Hollow: each modality trained alone. {'. '.join(ends)}.",
+    1,
+    len(names),
+    width=9.0,
+    height=3.8,
+    sharey=True,
+    squeeze=False,
+    alt=f"Validation accuracy against training steps, one panel a world. {'. '.join(told)}.",
+    caption="Lines: the joint model, and how often it gives the image's or the text's answer in "
+    f"conflicts, equation (3). Hollow: each modality trained alone. {'. '.join(told)}.",
 ) as axes:
     for axis, name, (_, _, log), alone in zip(axes[0], names, trained, controls):
-        steps = list(log)
-        for key, (colour, marker, words) in looks.items():
-            axis.plot(steps, [100 * log[step][key] for step in steps], color=colour, marker=marker, markersize=5 - 1.5 * (key != "joint"), linewidth=4 if key == "joint" else 1.8, label=words)
-        for place, side in ((1.06, "image"), (1.12, "text")):
-            axis.plot(place * steps[-1], 100 * alone[side], looks[side][1], color=looks[side][0], markerfacecolor="none", markersize=8, label=f"{side} trained alone")
-        axis.axhline(100 * chance, color=plots.GREY, linestyle="--", linewidth=1, label="chance")
-        axis.set(title=name, xlabel="training steps", ylim=(0, 104))
+        draw_world(axis, name, log, alone)
     axes[0][0].set_ylabel("share of validation items (%)")
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
 
-# %% instruments-table
-def probe(task, encode, penalty=10.0):
+# %% probe
+def probe(task, encoder, loader, modality, penalty=10.0):
     """Validation accuracy of a ridge regression from an encoder's summaries to the answers."""
-    rows, held = strategies.pairs(task, pairs, seed), torch.from_numpy(task.dataset.rows("val"))
+    rows, held = strategies.pairs(task, pairs, seed), task.rows("val")
     with torch.inference_mode():
-        train, test = (encode(part).summary for part in (rows, held))
+        train, test = (encoder(loader.input(modality, part)).summary for part in (rows, held))
     mean, scale = train.mean(0), train.std(0) + 1e-6
-    train, test = ((part - mean) / scale for part in (train, test))
+    train, test = (train - mean) / scale, (test - mean) / scale
     onehot = F.one_hot(task.target[rows], len(task.classes)).float()
-    weights = torch.linalg.solve(train.T @ train + penalty * torch.eye(train.shape[1]), train.T @ (onehot - onehot.mean(0)))
-    return float(((test @ weights + onehot.mean(0)).argmax(1) == task.target[held]).float().mean())
+    prior = onehot.mean(0)
+    ridge = train.T @ train + penalty * torch.eye(train.shape[1])
+    weights = torch.linalg.solve(ridge, train.T @ (onehot - prior))
+    return ((test @ weights + prior).argmax(1) == task.target[held]).float().mean().item()
 
-
-lines = ["| world | modality | alone | inside: conflicts (3) | inside: other blanked | probe, trained | probe, untrained |", "|---|---|---|---|---|---|---|"]
-for name, task, (model, inputs, log), alone in zip(names, tasks, trained, controls):
-    rows, fresh = torch.from_numpy(task.dataset.rows("val")), build(task)[0].eval()
-    takes = {"image": inputs.image, "text": lambda part, inputs=inputs: inputs.text(inputs.one_text(part))}
+# %% instruments-table
+columns = ["world", "modality", "alone", "inside: conflicts (3)", "inside: other blanked"]
+columns += ["probe, trained", "probe, untrained"]
+lines = [columns, ["---"] * len(columns)]
+for name, task, (model, loader, log), alone in zip(names, tasks, trained, controls):
+    untrained = build(task)[0].eval()
     for side, hide in (("image", "text"), ("text", "image")):
-        blanked = task.scores(model, replace(inputs, blank=hide), rows)["accuracy"].value
-        probes = [probe(task, lambda part, m=m, side=side: getattr(m, side)(takes[side](part))) for m in (model, fresh)]
-        lines.append(f"| {name} | {side} | {alone[side]:.2f} | {log[max(log)][side]:.2f} | {blanked:.2f} | {probes[0]:.2f} | {probes[1]:.2f} |")
-display(Markdown("\n".join(lines)))
+        blanked = task.scores(model, loader.blanked(hide), task.rows("val"))["accuracy"].value
+        shares = [alone[side], log[max(log)][side], blanked]
+        for each in (model, untrained):
+            shares.append(probe(task, getattr(each, side), loader, side))
+        lines.append([name, side, *(f"{share:.2f}" for share in shares)])
+display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
 
 # %% fit
 run = strategies.fit("scratch", tasks[0], budget=budgets[0], seed=seed, lr=lr, batch=batch)
-mine = trained[0][2]
-apart = max(abs(mine[check["step"]]["joint"] - check["validation"]) for check in run.history)
+by_hand = trained[0][2]
+apart = max(abs(by_hand[c["step"]]["joint"] - c["validation"]) for c in run.history)
 assert apart < 0.05 or torch.cuda.is_available(), f"the loop and fit differ by {apart:.3f}"
-print(f"{len(run.history)} checks compared; the loop (on the CPU) and fit agree within 5 points: {apart < 0.05}")
-print(f"{run.cost.parameters_trained:,} parameters trained, {run.cost.phases['joint'].steps} steps, {run.cost.flops / 1e9:.0f} GFLOP")
+print(f"{len(run.history)} checks: the loop on the CPU and fit within 5 points: {apart < 0.05}")
+print(f"{run.cost.parameters_trained:,} parameters trained, ", end="")
+print(f"{run.cost.phases['joint'].steps} steps, {run.cost.flops / 1e9:.0f} GFLOP")
 record = mmkit.record(run, **knobs[0])
 
 # %% flip
-follower = min(("image", "text"), key=lambda side: trained[-1][2][max(trained[-1][2])][side])  # the modality that is not followed
+follower = min(("image", "text"), key=ends[-1].get)  # the modality that is not followed
 
 
 def hidden_to_flip(step, steps):
@@ -189,12 +235,15 @@ def hidden_to_flip(step, steps):
     return winner if step < steps / 2 else None
 
 # %% flip-check
-assert hidden_to_flip(999, 1000) is None, "both modalities must be seen in the second half: a model that never saw one has not changed the race"
-before, flipped = trained[-1][2], train_together(tasks[-1], passes[-1], hidden_to_flip)[2]
-before, flipped = before[max(before)], flipped[max(flipped)]
+assert hidden_to_flip(999, 1000) is None, "both modalities must be seen in the second half"
+before, log = ends[-1], train_together(tasks[-1], passes[-1], hidden_to_flip)[2]
+flipped = log[max(log)]
 winner = "text" if follower == "image" else "image"
-assert not suffices or flipped[follower] > flipped[winner], f"{follower} is followed in {flipped[follower]:.0%} of conflicts, before in {before[follower]:.0%}: keep the other from being learnt first"
-print(f"{follower} is followed in {flipped[follower]:.0%} of conflicts, before in {before[follower]:.0%}; accuracy {flipped['joint']:.0%}, before {before['joint']:.0%}")
+text = f"{follower} is followed in {flipped[follower]:.0%} of conflicts, before in "
+text += f"{before[follower]:.0%}; accuracy {flipped['joint']:.0%}, before {before['joint']:.0%}"
+won = flipped[follower] > flipped[winner]
+assert not suffices or won, f"{text}: keep the other from being learnt first"
+print(text)
 
 # %% both-usable
 def hidden_for_both(step, steps):
@@ -202,20 +251,30 @@ def hidden_for_both(step, steps):
     return (None, "image", "text")[step % 3]
 
 # %% both-usable-check
-model, inputs, log = train_together(tasks[-1], passes[-1], hidden_for_both)
-usable = {m.removeprefix("blank_").removesuffix("/accuracy"): score.value for m, score in tasks[-1].blank_scores(model, inputs, torch.from_numpy(tasks[-1].dataset.rows("val"))).items()}
+model, loader, log = train_together(tasks[-1], passes[-1], hidden_for_both)
+shown = tasks[-1].blank_scores(model, loader, tasks[-1].rows("val"))
+without = {side: shown[f"blank_{side}/accuracy"].value for side in ("image", "text")}
 even = log[max(log)]
-assert not suffices or min(usable.values()) > 2 * chance, f"accuracy without one of them: {usable}"
-print(f"accuracy without the image {usable['image']:.2f}, without the text {usable['text']:.2f}; in conflicts image {even['image']:.2f}, text {even['text']:.2f}")
+assert not suffices or min(without.values()) > 2 * chance, f"accuracy without one: {without}"
+print(f"accuracy without the image {without['image']:.2f}, without the text {without['text']:.2f};")
+print(f"in conflicts the image's answer {even['image']:.2f}, the text's {even['text']:.2f}")
 
 # %% findings
-(first, second), (low, high) = ([log[max(log)] for _, _, log in (trained[0], trained[-1])], (controls[0], controls[-1]))
-display(Markdown(
-    f"* **{names[0]}**: the joint model reaches **{first['joint']:.2f}** where the better single modality has **{max(low.values()):.2f}** and chance is {chance:.2f}. "
-    f"On the test split `fit` scores {run.scores['accuracy'].value:.2f}.\n"
-    f"* **{names[-1]}**: the joint model reaches **{second['joint']:.2f}**, each modality alone {high['image']:.2f} (image) and {high['text']:.2f} (text). Inside the joint model, "
-    f"conflicts go to the image in **{second['image']:.0%}** and to the text in **{second['text']:.0%}**; your guess for the text was {guess:.0%}.\n"
-    f"* Blanking the {'image' if follower == 'text' else 'text'} in the first half of the steps moves {follower} from {before[follower]:.0%} to **{flipped[follower]:.0%}** of conflicts, at an accuracy of {flipped['joint']:.2f}: "
-    f"validation accuracy does not show which modality a model uses.\n"
-    f"* One seed, {pairs} pairs: an illustration of which modality is followed. [06](06_head_to_head.ipynb) compares the arms' accuracy over seeds."
-))
+first, second, low, high = ends[0], ends[-1], controls[0], controls[-1]
+hid = "image" if follower == "text" else "text"
+display(
+    Markdown(f"""
+* **{names[0]}**: the joint model reaches **{first["joint"]:.2f}** where the better single modality
+  has **{max(low.values()):.2f}** and chance is {chance:.2f}. On the test split `fit` scores
+  {run.scores["accuracy"].value:.2f}.
+* **{names[-1]}**: the joint model reaches **{second["joint"]:.2f}**, each modality alone
+  {high["image"]:.2f} (image) and {high["text"]:.2f} (text). Inside the joint model, conflicts go to
+  the image in **{second["image"]:.0%}** and to the text in **{second["text"]:.0%}**; your guess for
+  the text was {guess:.0%}.
+* Blanking the {hid} in the first half of the steps moves {follower} from {before[follower]:.0%} to
+  **{flipped[follower]:.0%}** of conflicts, at an accuracy of {flipped["joint"]:.2f}: validation
+  accuracy does not show which modality a model uses.
+* One seed, {pairs} pairs: an illustration of which modality is followed.
+  [06](06_head_to_head.ipynb) compares the arms' accuracy over seeds.
+""")
+)
