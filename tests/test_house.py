@@ -31,6 +31,8 @@ FORMATTED = (
 )
 FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
     "00_start_here.ipynb",
+    "03_data_and_augmentation.ipynb",
+    "04_holistic_fine_tuning.ipynb",
 )
 CAPS = {
     "core": 1500,
