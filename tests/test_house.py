@@ -21,6 +21,8 @@ FORMATTED = (
     "mmkit/strategies",
     "mmkit/tasks",
     "mmkit/training",
+    "tests/golden.py",
+    "tests/test_golden.py",
     "tests/test_house_capabilities.py",
     "tests/test_saving.py",
     "mmkit/teach",
