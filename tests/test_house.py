@@ -149,6 +149,17 @@ def formatted():
     return sorted(named)
 
 
+def test_training_and_what_joins_modalities_name_none():
+    """A modality is a key that a task chooses; only encoders and their pretext tasks know what they read."""
+    joining = [ROOT / "mmkit/models" / f"{name}.py" for name in ("encoded", "fusion", "layers", "multimodal", "encode")]
+    named = []
+    for path in [*joining, *(ROOT / "mmkit/training").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value in ("image", "text", "audio", "video", "range"):
+                named.append(f"{path.name}:{node.lineno} {node.value!r}")
+    assert not named
+
+
 def test_rooms_and_files_stay_small():
     """DESIGN.md has the caps; raising one needs a reason in the commit."""
     for room, cap in CAPS.items():

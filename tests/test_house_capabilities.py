@@ -1,12 +1,14 @@
 """What the house lets in: any modality, any way of training, a student's own; each as the lines of a notebook."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from conftest import ROOT
 from mmkit.data import Writer, load
 from mmkit.data.dataset import Dataset
 from mmkit.data.prepared import read_card
@@ -272,6 +274,13 @@ def test_a_mistake_in_a_strategy_is_one_line_with_the_remedy(make, message, task
     with pytest.raises(MmkitError) as caught:
         fit(make(), task, **OPTIONS)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_readmes_strategy_runs_as_it_stands(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (block,) = [code for code in blocks if "add_lora" in code]
+    exec(block, {})
+    assert 0 < float(capsys.readouterr().out.split()[0]) <= 1
 
 
 def test_a_modality_cannot_take_a_name_that_modules_use(task):
