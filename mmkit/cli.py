@@ -252,16 +252,25 @@ def labs_build(file: File, course: Course = None) -> None:
 
 
 @labs.command("grade")
-def labs_grade(file: File, course: Course = None) -> None:
-    """Run nbgrader's autograder on what was handed in and print the scores. It runs the students' code with your rights. Exit code 1 when one could not be graded."""
+def labs_grade(
+    file: File,
+    course: Course = None,
+    container: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="Run the students' code in containers of this image (podman or docker), without network."),
+    ] = None,
+) -> None:
+    """Mark what was handed in with nbgrader and print the scores.
+
+    Without --container the students' code runs with your rights. Exit code 1 when one could not be graded to its end."""
     from mmkit import notebooks
     from mmkit.teach import labs
 
-    scores, problems = labs.grade(notebooks.resolve(file).stem, course or _course())
-    typer.echo(labs.table(scores))
-    for problem in problems:
-        typer.echo(problem, err=True)
-    raise typer.Exit(bool(problems))
+    graded = labs.grade(notebooks.resolve(file).stem, course or _course(), image=container)
+    typer.echo(labs.table(graded.scores))
+    for text in (*graded.problems, *graded.notes):
+        typer.echo(text, err=True)
+    raise typer.Exit(bool(graded.problems))
 
 
 def _course() -> Path:

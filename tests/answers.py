@@ -33,6 +33,13 @@ def mutants(path) -> dict:
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def wrong(path):
+    """Each wrong answer with its exercise's id."""
+    for name, listed in mutants(path).items():
+        if name != "parameters":
+            yield from ((name, each) for each in listed)
+
+
 def _globals(table: symtable.SymbolTable) -> set[str]:
     """Names of the module that a scope, or one inside it, reads."""
     top = table.get_type() == "module"

@@ -147,7 +147,11 @@ def run_all(page, server, path):
 
 def holding(cells, kind):
     """Ids of the cells with an output of this kind."""
-    return [cell["id"] for cell in cells if any(kind in output.get("data", {}) for output in cell["outputs"])]
+    return [cell["id"] for cell in cells if kind in _kinds(cell)]
+
+
+def _kinds(cell):
+    return {kind for output in cell["outputs"] for kind in output.get("data", {})}
 
 
 def shown(page, identity):

@@ -24,7 +24,11 @@ NAMES = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 
 def tokenised(texts):
     """Number of an item -> its texts, words set apart by spaces, as the field's scorer takes them."""
-    return {number: [" ".join(caption_words(text)) for text in some] for number, some in enumerate(texts)}
+    return {number: list(map(set_apart, some)) for number, some in enumerate(texts)}
+
+
+def set_apart(text):
+    return " ".join(caption_words(text))
 
 
 def field(candidates, references):

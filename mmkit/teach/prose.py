@@ -17,7 +17,7 @@ MEASURED = re.compile(r"(\*\*Time and memory\*\*:?\s*)([\d.]+) s and ([\d.]+) GB
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|\bdoi:|https?://|\((?:\w[^()]*,? )?(?:19|20)\d\d[a-z]?\)")
 NO_PROSE = re.compile(
     r"```.*?```|`[^`\n]*`|\]\([^)]*\)|^ {4}[^\n]*$"  # code, links
-    r"|\barXiv:\S+|§ ?[\d.]+\d|\b(Python|License) \d[\d.]*"  # places and versions
+    r"|\barXiv:\S+|§ ?[\d.]+\d|\b(Python|License) \d[\d.]*( (to|and|or) \d[\d.]*)*"  # places and versions
     r"|\b9[059] % (?=(confidence )?intervals?\b)",  # levels
     re.S | re.M,
 )
