@@ -253,8 +253,14 @@ def test_a_students_own_strategy_hook_and_augmentation_are_a_few_lines(task):
             lambda: Strategy("x", "x", stages=(Stage("joint", (Group("imge.*"),)),)),
             "unknown pattern of parameters 'imge.*': did you mean 'image.*'",
         ),
-        (lambda: Strategy("x", "x", modalities=("sound",)), "unknown modality of answering 'sound'"),
-        (lambda: Strategy("x", "x", blank=("txt",)), "unknown modality of answering 'txt': did you mean 'text'"),
+        (
+            lambda: Strategy("x", "x", modalities=("sound",)),
+            "'x' is not defined for answering: unknown modality 'sound': there are image, text",
+        ),
+        (
+            lambda: Strategy("x", "x", blank=("txt",)),
+            "not defined for answering: unknown modality 'txt': did you mean 'text'",
+        ),
         (
             lambda: Strategy("x", "x", stages=(Stage("joint", hooks=lambda _: [object()]),)),
             "has none of the methods before_step",

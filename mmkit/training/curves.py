@@ -11,12 +11,13 @@ from mmkit.errors import MmkitError
 
 
 class Curves:
-    """A hook that writes loss, learning rate and validation score, step by step."""
+    """A hook that writes loss, learning rate and validation score, step by step; also the loss that is not finite and
+    stops the training."""
 
     def __init__(self, writer):
         self.writer = writer
 
-    def after_step(self, state) -> None:
+    def after_backward(self, state) -> None:
         self.writer.add_scalar("loss", state.loss.item(), state.step + 1)
         self.writer.add_scalar("learning_rate", state.optimizer.param_groups[0]["lr"], state.step + 1)
 

@@ -96,11 +96,8 @@ def train(
                 state.loss.backward()
             phase.add_step(state.trained, float(counter.get_total_flops()) if counting else None)
             state.recount = False
-            if board:
-                board.add_scalar("loss", state.loss.item(), state.step + 1)
-                board.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], state.step + 1)
-            _require_finite(state, where)
             moments.call(hooks, "after_backward", state)
+            _require_finite(state, where)
 
             nn.utils.clip_grad_norm_(state.trained, clip)
             optimizer.step()
