@@ -217,6 +217,22 @@ def test_distillation_mutual_and_adversarial_training_are_objectives(task):
     assert all(torch.equal(a, b) for a, b in zip(kept.values(), teacher.state_dict().values()))
 
 
+def test_a_compiled_stage_gives_the_same_run(task, monkeypatch):
+    traced = []
+
+    def compiled(objective):
+        traced.append(objective)
+        return compile_(objective, backend="eager")  # traced as ever; building machine code takes a minute
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    run = fit(Strategy("fast", "compiled", stages=(Stage("joint", compiled=True),)), task, **OPTIONS)
+    plain = fit("scratch", task, **OPTIONS)
+    assert len(traced) == 1 and run.cost.flops == plain.cost.flops
+    losses = [[entry["loss"] for entry in each.history] for each in (run, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_a_teacher_is_trained_on_the_same_pairs_by_the_fitting(task):
     def wrap(objective, fitting):
         teacher = fitting.fit("scratch")

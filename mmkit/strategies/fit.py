@@ -179,6 +179,7 @@ def _train(
             schedule=stage.schedule,
             hooks=stage.hooks(fitting) if stage.hooks else (),
             autocast=stage.autocast(loader.device),
+            compiled=stage.compiled,
             validate=_validation(fitting, loader.evaluation()),
             keep_best=stage.keep_best,
             where=f"{strategy.name}, {stage.name}",

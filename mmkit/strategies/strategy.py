@@ -55,10 +55,12 @@ class Fitting:
 class Stage:
     """Part of the training on pairs.
 
-    groups: which parameters learn, how fast; what no group names is frozen. share: of the epochs. lr: a multiple of
-    the run's learning rate. wrap: (objective, fitting) -> objective. hooks: fitting -> hooks, made anew for every
-    run. order: fitting -> (generator -> the rows of one pass). schedule: step, steps -> a multiple of lr. precision:
-    `float32`, or `bfloat16` for mixed precision. keep_best: whether validation chooses the weights.
+    groups: which parameters learn, how fast; what no group names is frozen.
+    share: of the epochs. lr: a multiple of the run's learning rate. schedule: step, steps -> a multiple of lr.
+    wrap: (objective, fitting) -> objective. hooks: fitting -> hooks, made anew for every run.
+    order: fitting -> (generator -> the rows of one pass).
+    precision: `float32`, or `bfloat16` for mixed precision. compiled: by torch.compile, for long runs.
+    keep_best: whether validation chooses the weights.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Stage:
     order: Callable[[Fitting], Callable[[torch.Generator], Tensor]] | None = None
     schedule: Callable[[int, int], float] = warmup_cosine
     precision: str = "float32"
+    compiled: bool = False
     keep_best: bool = True
 
     def __post_init__(self):

@@ -41,7 +41,8 @@ class State:
     best_weights: dict[str, Tensor] | None = None
 
     def trained_changed(self) -> None:
-        """A hook has frozen or thawed parameters: they are listed, and a step's FLOPs are counted, anew."""
+        """Parameters were frozen or thawed: list them, set the parts' modes, and count a step's FLOPs anew."""
+        set_modes(self.model)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.recount = True
 
@@ -57,6 +58,7 @@ def train(
     schedule: Callable[[int, int], float] = warmup_cosine,
     hooks: Sequence[object] = (),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    compiled: bool = False,
     clip: float = 1.0,
     validate: Callable[[nn.Module], float] | None = None,
     checks: int = 5,
@@ -67,9 +69,10 @@ def train(
     """Train the parameters that `groups` name for `steps` steps of AdamW; the others are frozen.
 
     objective: (model, batch) -> scalar loss. schedule: step, steps -> a multiple of lr. hooks: see
-    `mmkit.training.hooks`. autocast: the context of the forward pass, for mixed precision. clip: the largest norm of
-    all gradients. validate: model -> a score, higher is better, taken `checks` times; keep_best: whether the best
-    weights by it are kept. checkpoint: where a long run is kept at its checks, and resumed from.
+    `mmkit.training.hooks`. autocast: the context of the forward pass, for mixed precision. compiled: by torch.compile,
+    which takes a minute and pays in long runs. clip: the largest norm of all gradients. validate: model -> a score,
+    higher is better, taken `checks` times; keep_best: whether the best weights by it are kept. checkpoint: where a long
+    run is kept at its checks, and resumed from.
 
     Returns the phase's cost (validation left out) and its history. Raises MmkitError when a loss is not finite,
     saying where.
@@ -78,9 +81,9 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(model, groups, lr), fused=True)
     state, phase = State(model, optimizer, steps), Phase()
     state.trained_changed()
+    fast = torch.compile(objective) if compiled else objective
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
     first = checkpoint.resume(state, phase, batches) if checkpoint else 0
-    set_modes(model)
     with curves(where) as recording:
         hooks = (*hooks, *recording)
         started = time.perf_counter()
@@ -92,7 +95,7 @@ def train(
             counting = state.recount
             with flop_counter() if counting else nullcontext() as counter:
                 with autocast():
-                    state.loss = objective(model, next(batches))
+                    state.loss = (objective if counting else fast)(model, next(batches))
                 state.loss.backward()
             phase.add_step(state.trained, float(counter.get_total_flops()) if counting else None)
             state.recount = False
