@@ -249,6 +249,13 @@ def test_a_file_that_is_no_notebook(tmp_path):
     assert "is not a readable notebook" in check(tmp_path / "05_valid.ipynb")[0]
 
 
+def test_what_a_terminal_would_obey_is_written_out(tmp_path):
+    notebook = valid()
+    cell(notebook, "result")["metadata"] = {"tags": ["\x1b[2Jcheck"]}
+    assert [breach for breach in breaches(tmp_path, notebook) if r"\x1b[2Jcheck" in breach]
+    assert "\x1b" not in "".join(breaches(tmp_path, notebook))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -253,6 +253,15 @@ def test_grading_what_was_never_built_says_so(tmp_path):
         labs.grade(NAME, tmp_path)
 
 
+def test_a_name_that_a_terminal_would_obey_is_written_out(tmp_path):
+    for name in ("source", "submitted/\x1b[2Jeve"):
+        (tmp_path / name / NAME).mkdir(parents=True)
+        (tmp_path / name / NAME / f"{NAME}.ipynb").write_text("{}")
+    graded = labs.grade(NAME, tmp_path)
+    text = labs.table(graded.scores) + "".join(graded.problems)
+    assert r"\x1b[2Jeve was not graded: nbgrader takes no such name" in text and "\x1b" not in text
+
+
 def test_half_a_surrogate_pair_is_replaced(tmp_path):
     (tmp_path / "x.ipynb").write_text(json.dumps(NOTEBOOK | {"cells": [code("x", "text = '\ud800'")]}))
     assert hand_ins.read(tmp_path / "x.ipynb")[0]["source"] == "text = '?'"

@@ -61,8 +61,17 @@ def test_any_name_can_be_drawn(name):
         figure, axes = plt.subplots()
         axes.plot([0, 1], **plots.arm(name))
         assert [text.get_text() for text in axes.legend().get_texts()] == [plots.arm(name)["label"]]
+        assert plots.arm(name)["label"].isprintable()
         figure.canvas.draw()
         plt.close(figure)
+
+
+def test_a_tag_in_a_caption_is_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append(data))
+    with plots.figure(alt="A line that rises.", caption="<script>alert(1)</script> leads; a < b, x <- y.") as axes:
+        axes.plot([0, 1])
+    assert shown[1].data == "*&lt;script>alert(1)&lt;/script> leads; a < b, x <- y.*"
 
 
 def test_all_arms_in_one_figure(monkeypatch):

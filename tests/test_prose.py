@@ -39,7 +39,7 @@ FREE = [
     "They report 44.4 (2018).",
     "In 2018, with 4 encoders, 512 pairs and 1,000 images, `lr = 0.003`, R@1, 16x16, v2.",
     "§4.1 and §2.3.1; Python 3.11 to 3.14; [0.83](figure_0.83.png) is a file".replace("[0.83]", "[it]"),
-    "```\nx = 0.83\n```\n\n    mmkit run 00 -p true_gap=0.77",
+    "```\nx = 1\n\ny = 0.83\n```\n\n    mmkit run 00 -p true_gap=0.77",
     "a 95 % interval and 90 % confidence intervals",
     "**Time and memory** 10 s and 1.5 GB on 2 cores.",
 ]

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from mmkit import notebooks
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, printable
 from mmkit.notebooks import code_cells, tags
 from mmkit.teach import prose
 from mmkit.teach.prose import MEASURED
@@ -54,7 +54,9 @@ def check(path: str | Path) -> list[str]:
     breaches += unreadable
     if not unreadable:
         breaches += [*_parameters(trees), *_fetching(trees), *prose.check(notebook)]
-    return [f"{path.name}: cell {cell}: {text}" if cell else f"{path.name}: {text}" for cell, text in breaches]
+    return [
+        printable(f"{path.name}: cell {cell}: {text}" if cell else f"{path.name}: {text}") for cell, text in breaches
+    ]
 
 
 def _file(path: Path, notebook: dict) -> Iterator[Breach]:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from mmkit import notebooks
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, printable
 from mmkit.teach import hand_ins, sandbox
 
 PREDICTION_POINTS, ANSWER_POINTS = 1, 3
@@ -113,15 +113,15 @@ def grade(name: str, course: str | Path, *, image: str | None = None) -> Graded:
         raise MmkitError(f"the course has no assignment {name}: make it with `mmkit labs build {name}`")
     graded = Graded({}, [], [])
     for folder in folders:
-        student = folder.name
+        student = printable(folder.name)  # the same where a name is taken: `choose` refuses others
         graded.scores[student] = {}
         try:
             path, choice = hand_ins.choose(folder, name)
             with TemporaryDirectory(prefix="mmk") as staging:
                 notes, fault = _mark(path, name, course, Path(staging), student, image)
             graded.scores[student] = _scores(course, name, student)
-            graded.notes.extend(f"{student}: {text}" for text in (choice, *notes) if text)
-            graded.problems.extend([f"{student} was graded as far as it ran: {fault}"] if fault else [])
+            graded.notes.extend(printable(f"{student}: {text}") for text in (choice, *notes) if text)
+            graded.problems.extend([printable(f"{student} was graded as far as it ran: {fault}")] if fault else [])
         except MmkitError as error:
             graded.problems.append(f"{student} was not graded: {error}")
     return graded

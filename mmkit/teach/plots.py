@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+
+from mmkit.errors import printable
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), made for colour-blind readers, its yellow darkened for
 # white paper. Green, purple and grey are still alike to some readers, so no two arms in these share a marker.
@@ -94,7 +97,7 @@ def arm(name: str) -> dict[str, str]:
         colour, marker, label = ARMS[name]
     else:
         colour, marker = FREE[zlib.crc32(name.encode("utf-8", "replace")) % len(FREE)]
-        label = name.replace("_", " ").strip().replace("$", r"\$")  # a dollar would begin a formula
+        label = printable(name).replace("_", " ").strip().replace("$", r"\$")  # a dollar would begin a formula
     return {"color": colour, "marker": marker, "label": label}
 
 
@@ -144,7 +147,9 @@ def show(fig: Figure, *, alt: str, caption: str = "", smoke: bool | None = None)
     data = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": f"[figure: {alt}]"}
     display(data, metadata={"image/png": {"alt": alt, "width": across, "height": down}}, raw=True)
     if caption:
-        display(Markdown(f"*{' '.join(caption.split())}*"))
+        # Names of data, arms and students are text: a tag in one is shown, not obeyed.
+        text = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(caption.split()))
+        display(Markdown(f"*{text}*"))
 
 
 def forest(axes: Axes, rows: Iterable[Mapping]) -> None:

@@ -62,7 +62,8 @@ def _values(texts: Iterable[str]) -> set[float]:
 def unsupported(text: str, values: Iterable[float]) -> list[str]:
     """The numbers of a Markdown text that read like results, with no source beside them and no equal in `values`."""
     known, found = {round(value, 12) for value in values}, []
-    for paragraph in re.split(r"\n\s*\n|\n(?=\s*[*|-] |\|)", MEASURED.sub("", text)):
+    text = re.sub(r"```.*?```", "", MEASURED.sub("", text), flags=re.S)  # first: there may be empty lines in it
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*[*|-] |\|)", text):
         if not SOURCE.search(paragraph):
             numbers = sorted(results(NO_PROSE.sub(" ", paragraph)))
             found += [written for written, value in numbers if round(value, 12) not in known]
