@@ -16,9 +16,12 @@ from mmkit.errors import MmkitError
 from mmkit.models import Encoded, Multimodal
 from mmkit.models.adapters import add_adalora, add_bottlenecks, add_lora, merge
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, Stage, Strategy, fit
+from mmkit.strategies.fit import _begin as begin
+from mmkit.strategies.fit import _loaders as loaders
 from mmkit.tasks import Answering
 from mmkit.training import EarlyStopping, Group, Part, RankAllocation, Unfreeze, adversarial, distilled, layerwise
 
+pytestmark = pytest.mark.slow
 SMALL = {"train": 96, "val": 32, "test": 32, "ood": 32, "pool": 64}
 OPTIONS = {"budget": Budget(pairs=64, epochs=4), "seed": 0, "encoders": Encoders(epochs=1), "lr": 3e-3}
 
@@ -215,6 +218,19 @@ def test_distillation_mutual_and_adversarial_training_are_objectives(task):
         if strategy.name == "early":
             assert run.cost.phases["joint"].steps < 4
     assert all(torch.equal(a, b) for a, b in zip(kept.values(), teacher.state_dict().values()))
+
+
+def test_features_of_frozen_encoders_are_used_until_the_encoders_have_learnt(task):
+    stages = (Stage("new", (Group("fusion.*"), Group("head.*"))), Stage("joint"), Stage("head", (Group("head.*"),)))
+    strategy = Strategy("three", "frozen, joint, head again", "pretrained", stages)
+    real = Encoders(image="efficientnet_lite0", text="minilm", size=96)
+    splits = {"test": task.rows("test")[:4]}
+    fitting = begin(strategy, task, real, Budget(8, 1), splits, seed=0, lr=1e-3, batch=8)
+    fitting.validation = fitting.validation[:4]
+    shown = {
+        name: loader.views["image"].features is not None for name, loader in loaders(strategy, fitting, splits).items()
+    }
+    assert shown == {"new": True, "joint": False, "head": False}
 
 
 def test_a_compiled_stage_gives_the_same_run(task, monkeypatch):

@@ -19,6 +19,7 @@ from mmkit.strategies import Budget, Encoders, Run, Strategy, fit
 from mmkit.tasks import Answering, Captioning, Retrieval
 from mmkit.training import Part
 
+pytestmark = pytest.mark.slow
 SMALL = {"train": 96, "val": 32, "test": 32, "ood": 32, "pool": 64}
 OPTIONS = {"budget": Budget(pairs=64, epochs=2), "seed": 0, "encoders": Encoders(epochs=1), "lr": 3e-3}
 
@@ -165,7 +166,6 @@ def told(process):
     return next(line for line in process.stdout.splitlines() if line.startswith("digest"))
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path):
     script = tmp_path / "long.py"
     script.write_text(LONG)

@@ -3,6 +3,7 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -94,16 +95,16 @@ def _begin(
 
 
 def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Loader]:
-    """What each stage is shown: raw inputs, or, where encoders stay as they came, their features, encoded once.
+    """What each stage is shown: raw inputs, or, as long as encoders are as they came, their features, encoded once.
 
     Small encoders that a later stage trains are not encoded: running them costs little more than reading their
     features."""
     loader = strategy.show(fitting.loader, fitting) if strategy.show else fitting.loader
     loaders = {stage.name: loader for stage in strategy.stages}
     model, task = fitting.model, fitting.task
-    locked = [stage for stage in strategy.stages if not _trains_encoders(model, stage)]
+    locked = list(takewhile(lambda stage: not _trains_encoders(model, stage), strategy.stages))
     all_locked = len(locked) == len(strategy.stages)
-    if strategy.transforms or not (all_locked or (fitting.encoders.real and strategy.stages[0] in locked)):
+    if strategy.transforms or not (all_locked or (fitting.encoders.real and locked)):
         return loaders
     used = torch.cat([fitting.rows, fitting.validation, *(splits.values() if all_locked else ())]).unique()
     about = fitting.encoders.describe(strategy.any_pretrained) | {
@@ -133,9 +134,8 @@ def _steps(strategy: Strategy, fitting: Fitting, loaders: dict[str, Loader]) -> 
     factor = left / sum(steps[name] * each[name] for name in steps)
     steps = {name: round(count * factor) for name, count in steps.items()}
     *others, last = steps
-    steps[last] = round(
-        (left - sum(steps[name] * each[name] for name in others)) / each[last]
-    )  # the rest, so that rounding does not add up
+    spent = sum(steps[name] * each[name] for name in others)
+    steps[last] = round((left - spent) / each[last])  # the rest, so that rounding does not add up
     if min(steps.values()) < 1:
         remedy = "less than a step of each stage; raise it above the pretraining's cost"
         raise MmkitError(f"budget.flops leaves {left:.3g} FLOPs for training on pairs, {remedy}")
