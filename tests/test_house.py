@@ -48,6 +48,7 @@ FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
     "00_start_here.ipynb",
     "03_data_and_augmentation.ipynb",
     "04_holistic_fine_tuning.ipynb",
+    "05_component_pretraining.ipynb",
 )
 CAPS = {
     "core": 1500,
