@@ -107,7 +107,9 @@ def multi_task(weights: Mapping[str, float]) -> Objective:
         for name, weight in weights.items():
             if name not in logits or name not in batch.target:
                 raise unknown("task", name, logits.keys() & batch.target.keys())
-            total = total + weight * F.cross_entropy(logits[name], batch.target[name], ignore_index=-1)
+            target = batch.target[name]
+            known = (target >= 0).sum().clamp(min=1)  # a batch may know none of a task's targets
+            total = total + weight * F.cross_entropy(logits[name], target, ignore_index=-1, reduction="sum") / known
         return total
 
     return loss
