@@ -6,6 +6,7 @@ import sys
 import traceback
 from datetime import datetime
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -15,25 +16,55 @@ from mmkit.data.folders import named_folder
 from mmkit.errors import MmkitError
 
 # What takes time to import is imported inside the commands, so that `mmkit --help` answers at once.
-app = typer.Typer(help="A teaching and reproduction kit for multimodal AI.", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="A teaching and reproduction kit for multimodal AI.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 data = typer.Typer(help="List, prepare, add and check data sets.", no_args_is_help=True, rich_markup_mode=None)
 notebook = typer.Typer(help="Check and refresh notebooks (for authors).", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
-labs = typer.Typer(help="Student and solution copies; assignments graded by nbgrader (for lecturers).", no_args_is_help=True, rich_markup_mode=None)
+labs = typer.Typer(
+    help="Student and solution copies; assignments graded by nbgrader (for lecturers).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(notebook, name="notebook")
 app.add_typer(labs, name="labs")
-runs = typer.Typer(help="The runs that were made: list, show, compare, clean.", no_args_is_help=True, rich_markup_mode=None)
+runs = typer.Typer(
+    help="The runs that were made: list, show, compare, clean.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(runs, name="runs")
 
-FOLDERS = ("MMKIT_DATA", "MMKIT_MIRROR", "MMKIT_RUNS")  # absolute from here on: a notebook's kernel works in another folder
+FOLDERS = (
+    "MMKIT_DATA",
+    "MMKIT_MIRROR",
+    "MMKIT_RUNS",
+)  # absolute from here on: a notebook's kernel works in another folder
 Name = Annotated[str, typer.Argument(help="Name of a data set.")]
 File = Annotated[str, typer.Argument(help="A notebook: its number, name or path.")]
-Course = Annotated[Path | None, typer.Option(help="Folder of the course: source, release, submitted, autograded; runs/labs by default.")]
-Pairs = Annotated[list[str], typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter of the notebook; may be repeated.")]
-Knobs = Annotated[list[str], typer.Argument(metavar="[KNOB=VALUE]...", help="Knobs of the recipe that differ from their defaults.")]
+Course = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the course: source, release, submitted, autograded; runs/labs by default."),
+]
+Pairs = Annotated[
+    list[str],
+    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter of the notebook; may be repeated."),
+]
+Knobs = Annotated[
+    list[str], typer.Argument(metavar="[KNOB=VALUE]...", help="Knobs of the recipe that differ from their defaults.")
+]
 Key = Annotated[str, typer.Argument(help="Key of a run, or how it begins.")]
 Plan = Annotated[str, typer.Argument(help="Name of a plan in notebooks/plans/.")]
-Curves = Annotated[Path | None, typer.Option(help="Write the training curves of what is run there; look at them with 'tensorboard --logdir FOLDER'.", metavar="FOLDER")]
+Curves = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the training curves of what is run there; look at them with 'tensorboard --logdir FOLDER'.",
+        metavar="FOLDER",
+    ),
+]
 
 
 def _pairs(texts: list[str], example: str = "-p data=scenes") -> dict[str, str]:
@@ -62,7 +93,9 @@ def run(
     notebook: File,
     parameter: Pairs = [],
     profile: Annotated[str, typer.Option(help="smoke (seconds), lab (the defaults) or full (real data).")] = "lab",
-    out: Annotated[Path | None, typer.Option(help="Where the executed notebook goes; runs/interactive/ by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the executed notebook goes; runs/interactive/ by default.")
+    ] = None,
     tensorboard: Curves = None,
 ) -> None:
     """Run one notebook with other parameters and keep the result."""
@@ -75,7 +108,10 @@ def run(
     _curves(tensorboard and tensorboard / out.stem)
     start = datetime.now()
     notebooks.execute(path, out, values, profile=profile, progress=sys.stderr.isatty())
-    typer.echo(f"{path.stem} ({profile}) ran in {(datetime.now() - start).total_seconds():.0f} s, peak {notebooks.peak_gigabytes():.1f} GB")
+    typer.echo(
+        f"{path.stem} ({profile}) ran in {(datetime.now() - start).total_seconds():.0f} s, peak "
+        f"{notebooks.peak_gigabytes():.1f} GB"
+    )
     typer.echo(f"the executed notebook: {out}")
 
 
@@ -83,8 +119,13 @@ def run(
 def reproduce(
     plan: Plan = "head_to_head",
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one for each core.")] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Hand the runs to this Dask scheduler, for example tcp://127.0.0.1:8786.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and the time they should take, run nothing.")] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Hand the runs to this Dask scheduler, for example tcp://127.0.0.1:8786."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and the time they should take, run nothing.")
+    ] = False,
     tensorboard: Curves = None,
 ) -> None:
     """Run a plan and write its report; runs that are finished are not run again. Exit code 1 when runs failed."""
@@ -103,11 +144,14 @@ def _curves(folder: Path | None) -> None:
 
 
 @runs.command("list")
-def runs_list(plan: Annotated[str | None, typer.Argument(help="Name of a plan; without it, the plans that have runs.")] = None) -> None:
+def runs_list(
+    plan: Annotated[str | None, typer.Argument(help="Name of a plan; without it, the plans that have runs.")] = None,
+) -> None:
     """One line a run: done, failed or to do, its key, time and parameters."""
     from mmkit.repro import browse
 
-    typer.echo("\n".join(browse.runs(plan) if plan else browse.plans()))
+    lines = browse.runs(plan) if plan else chain(browse.plans(), ["", "published:"], browse.published())
+    typer.echo("\n".join(lines))
 
 
 @runs.command("show")
@@ -127,7 +171,9 @@ def runs_diff(first: Key, second: Key) -> None:
 
 
 @runs.command("clean")
-def runs_clean(plan: Plan, yes: Annotated[bool, typer.Option("--yes", help="Remove, instead of saying what would be.")] = False) -> None:
+def runs_clean(
+    plan: Plan, yes: Annotated[bool, typer.Option("--yes", help="Remove, instead of saying what would be.")] = False
+) -> None:
     """Remove runs that the plan does not ask for any more (other code or parameters), and failed ones."""
     from mmkit.repro import browse
 
@@ -137,8 +183,12 @@ def runs_clean(plan: Plan, yes: Annotated[bool, typer.Option("--yes", help="Remo
 @app.command("report")
 def report_(
     plan: Plan = "head_to_head",
-    out: Annotated[Path | None, typer.Option(help="Where the HTML file goes; runs/PLAN/report.html by default.")] = None,
-    publish: Annotated[bool, typer.Option("--publish", help="Also copy the compact records to notebooks/records/.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the HTML file goes; runs/PLAN/report.html by default.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Also copy the compact records to notebooks/records/.")
+    ] = False,
 ) -> None:
     """Write the report of the runs there are: claims, intervals, costs, environment."""
     from mmkit.repro import report
@@ -151,7 +201,9 @@ def lab(context: typer.Context) -> None:
     """Open JupyterLab on the notebooks; further options are JupyterLab's, for example --no-browser."""
     from mmkit import notebooks
 
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", *context.args], cwd=notebooks.folder()).returncode)
+    raise typer.Exit(
+        subprocess.run([sys.executable, "-m", "jupyterlab", *context.args], cwd=notebooks.folder()).returncode
+    )
 
 
 @data.command("list")
@@ -163,7 +215,9 @@ def data_list() -> None:
 
 
 @data.command("prepare")
-def data_prepare(name: Name, knobs: Knobs = [], force: Annotated[bool, typer.Option("--force", help="Make it again.")] = False) -> None:
+def data_prepare(
+    name: Name, knobs: Knobs = [], force: Annotated[bool, typer.Option("--force", help="Make it again.")] = False
+) -> None:
     """Generate or download a data set and bring it into the prepared form."""
     from mmkit.data import commands
 
@@ -174,24 +228,52 @@ def data_prepare(name: Name, knobs: Knobs = [], force: Annotated[bool, typer.Opt
 def data_add(
     name: Name,
     images: Annotated[Path, typer.Option(help="Folder of images.")],
-    table: Annotated[Path, typer.Option(help="CSV, TSV or JSONL with image, caption and, if you like, label, group, split, language.")],
+    table: Annotated[
+        Path,
+        typer.Option(help="CSV, TSV or JSONL with image, caption and, if you like, label, group, split, language."),
+    ],
     size: Annotated[int, typer.Option(help="Images become SIZE x SIZE pixels.")] = 160,
-    column: Annotated[list[str], typer.Option(metavar="FIELD=COLUMN", help="Your table's own name for a column, for example caption=report.")] = [],
-    allow_unpaired: Annotated[bool, typer.Option("--allow-unpaired", help="Images without caption and captions without image become pools.")] = False,
+    column: Annotated[
+        list[str],
+        typer.Option(metavar="FIELD=COLUMN", help="Your table's own name for a column, for example caption=report."),
+    ] = [],
+    allow_unpaired: Annotated[
+        bool, typer.Option("--allow-unpaired", help="Images without caption and captions without image become pools.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace your set of this name.")] = False,
-    identifiers: Annotated[str, typer.Option(help="DICOM that names a patient: refuse it, or drop all but its pixels.")] = "refuse",
-    card: Annotated[list[str], typer.Option(metavar="FIELD=TEXT", help="For the card: title, licence, terms, citation.")] = [],
+    identifiers: Annotated[
+        str, typer.Option(help="DICOM that names a patient: refuse it, or drop all but its pixels.")
+    ] = "refuse",
+    card: Annotated[
+        list[str], typer.Option(metavar="FIELD=TEXT", help="For the card: title, licence, terms, citation.")
+    ] = [],
 ) -> None:
     """Make a data set of your own images and captions."""
     from mmkit.data import commands
 
-    options = {"size": size, "allow_unpaired": allow_unpaired, "dry_run": dry_run, "force": force, "identifiers": identifiers}
-    commands.add(name, images=images, table=table, columns=_pairs(column, "--column caption=report"), card=_pairs(card, "--card licence=CC0"), **options)
+    options = {
+        "size": size,
+        "allow_unpaired": allow_unpaired,
+        "dry_run": dry_run,
+        "force": force,
+        "identifiers": identifiers,
+    }
+    commands.add(
+        name,
+        images=images,
+        table=table,
+        columns=_pairs(column, "--column caption=report"),
+        card=_pairs(card, "--card licence=CC0"),
+        **options,
+    )
 
 
 @data.command("check")
-def data_check(name: Annotated[str | None, typer.Argument(help="Name of a data set; all of them by default.")] = None, knobs: Knobs = []) -> None:
+def data_check(
+    name: Annotated[str | None, typer.Argument(help="Name of a data set; all of them by default.")] = None,
+    knobs: Knobs = [],
+) -> None:
     """Compare prepared sets with the hashes on their cards."""
     from mmkit.data import commands
 
@@ -231,7 +313,9 @@ def notebook_refresh(file: File) -> None:
 
 
 @labs.command("views")
-def labs_views(files: Annotated[list[str], typer.Argument(help="Notebooks by number, name or path; all of them by default.")] = []) -> None:
+def labs_views(
+    files: Annotated[list[str], typer.Argument(help="Notebooks by number, name or path; all of them by default.")] = [],
+) -> None:
     """Bring the student, solution and code-only copies in notebooks/views/ up to date."""
     from mmkit import notebooks
     from mmkit.teach import views
@@ -257,12 +341,16 @@ def labs_grade(
     course: Course = None,
     container: Annotated[
         str | None,
-        typer.Option(metavar="IMAGE", help="Run the students' code in containers of this image (podman or docker), without network."),
+        typer.Option(
+            metavar="IMAGE",
+            help="Run the students' code in containers of this image (podman or docker), without network.",
+        ),
     ] = None,
 ) -> None:
     """Mark what was handed in with nbgrader and print the scores.
 
-    Without --container the students' code runs with your rights. Exit code 1 when one could not be graded to its end."""
+    Without --container the students' code runs with your rights. Exit code 1 when one could not be graded to its end.
+    """
     from mmkit import notebooks
     from mmkit.teach import labs
 
@@ -287,9 +375,16 @@ def main() -> None:
         print(f"mmkit: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(Path(__file__).parent)]
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).is_relative_to(Path(__file__).parent)
+        ]
         remedy = "correct the path, or free space or point --out, MMKIT_RUNS or MMKIT_DATA at a folder you can write"
-        print(f"mmkit: {type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno}): {remedy}", file=sys.stderr)
+        print(
+            f"mmkit: {type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno}): {remedy}",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -35,20 +35,39 @@ class Row:
 def diagnose() -> list[Row]:
     """Every finding, in the order of the table. A check that itself fails is a broken row, never a traceback."""
     rows = []
-    checks: tuple[Callable[[], Iterator[Row]], ...] = (_machine, _packages, _torch, _weights, _folders, _kernel, _source)
+    checks: tuple[Callable[[], Iterator[Row]], ...] = (
+        _machine,
+        _packages,
+        _torch,
+        _weights,
+        _folders,
+        _kernel,
+        _source,
+    )
     for check in checks:
         try:
             rows += check()
         except MmkitError as error:
             rows.append(Row(check.__name__.strip("_"), "broken", str(error)))
         except Exception as error:  # the doctor reports on broken machines: any failure of a check is a finding
-            rows.append(Row(check.__name__.strip("_"), "broken", f"the check failed: {type(error).__name__}: {error}", "paste this table into a bug report"))
+            rows.append(
+                Row(
+                    check.__name__.strip("_"),
+                    "broken",
+                    f"the check failed: {type(error).__name__}: {error}",
+                    "paste this table into a bug report",
+                )
+            )
     return [replace(row, finding=_private(row.finding)) for row in rows]
 
 
 def _private(text: str) -> str:
     """Without the user's folders."""
-    for path, name in ((sys.prefix, "<environment>"), (str(Path(__file__).resolve().parents[1]), "<clone>"), (os.path.expanduser("~"), "~")):
+    for path, name in (
+        (sys.prefix, "<environment>"),
+        (str(Path(__file__).resolve().parents[1]), "<clone>"),
+        (os.path.expanduser("~"), "~"),
+    ):
         text = text.replace(path, name) if path.strip("/") else text  # a service's home may be /
     return text
 
@@ -74,14 +93,26 @@ def as_json(rows: list[Row]) -> str:
 def _machine() -> Iterator[Row]:
     version, needed = platform.python_version(), _installed().metadata.get("Requires-Python", ">=3.11")
     old = sys.version_info[:2] < tuple(int(part) for part in re.findall(r"\d+", needed)[:2])
-    yield Row("Python", "broken" if old else "ok", f"{version} (needs {needed})", "make the environment with a newer Python" if old else "")
-    yield Row("platform", "ok", f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}")
+    yield Row(
+        "Python",
+        "broken" if old else "ok",
+        f"{version} (needs {needed})",
+        "make the environment with a newer Python" if old else "",
+    )
+    yield Row(
+        "platform", "ok", f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}"
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Row("cores", "ok", str(cores))
     if not hasattr(os, "sysconf"):  # Windows
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
-    yield Row("memory", "ok" if memory >= 4 else "note", f"{memory:.1f} GB", "" if memory >= 4 else "a lab notebook may need 3 GB: close other programs")
+    yield Row(
+        "memory",
+        "ok" if memory >= 4 else "note",
+        f"{memory:.1f} GB",
+        "" if memory >= 4 else "a lab notebook may need 3 GB: close other programs",
+    )
 
 
 def _packages() -> Iterator[Row]:
@@ -106,7 +137,12 @@ def _packages() -> Iterator[Row]:
         if name in fine:
             yield Row(name, "ok", fine[name])
     if wrong:
-        yield Row("packages", "broken", "; ".join(wrong), "python -m pip install -e . (in the clone), or: conda env update -f environment.yml")
+        yield Row(
+            "packages",
+            "broken",
+            "; ".join(wrong),
+            "python -m pip install -e . (in the clone), or: conda env update -f environment.yml",
+        )
     else:
         yield Row("packages", "ok", f"{len(fine)} required, all installed")
 
@@ -115,14 +151,21 @@ def _torch() -> Iterator[Row]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Row("device", "broken", f"torch does not import: {error}", "python -m pip install --force-reinstall torch torchvision")
+        yield Row(
+            "device",
+            "broken",
+            f"torch does not import: {error}",
+            "python -m pip install --force-reinstall torch torchvision",
+        )
         return
     from mmkit.training import device
 
     chosen, reason = device()
     yield Row("device", "ok", f"{chosen} ({reason})")
     limit = os.environ.get("OMP_NUM_THREADS")
-    yield Row("threads", "ok", f"{torch.get_num_threads()} ({f'OMP_NUM_THREADS={limit}' if limit else 'torch default'})")
+    yield Row(
+        "threads", "ok", f"{torch.get_num_threads()} ({f'OMP_NUM_THREADS={limit}' if limit else 'torch default'})"
+    )
 
 
 def _weights() -> Iterator[Row]:
@@ -144,14 +187,26 @@ def _folders() -> Iterator[Row]:
         probe.unlink()
         yield Row("data folder", "ok", f"{how}, writable")
     except OSError as error:
-        yield Row("data folder", "broken", f"{how} cannot be written ({error.strerror})", "point MMKIT_DATA at a folder you can write")
+        yield Row(
+            "data folder",
+            "broken",
+            f"{how} cannot be written ({error.strerror})",
+            "point MMKIT_DATA at a folder you can write",
+        )
     free = shutil.disk_usage(existing).free / GIGABYTE
-    yield Row("disk", "ok" if free >= 2 else "note", f"{free:.1f} GB free for data", "" if free >= 2 else "a real data set needs about 2 GB: free some, or move MMKIT_DATA")
+    yield Row(
+        "disk",
+        "ok" if free >= 2 else "note",
+        f"{free:.1f} GB free for data",
+        "" if free >= 2 else "a real data set needs about 2 GB: free some, or move MMKIT_DATA",
+    )
     mirror = named_folder("MMKIT_MIRROR")
     if not mirror:
         yield Row("mirror", "ok", "not set: real data sets are downloaded")
     elif not mirror.is_dir():
-        yield Row("mirror", "broken", "$MMKIT_MIRROR is no folder", "point it at the folder of raw data sets, or unset it")
+        yield Row(
+            "mirror", "broken", "$MMKIT_MIRROR is no folder", "point it at the folder of raw data sets, or unset it"
+        )
     else:
         sums = "with" if (mirror / "SHA256SUMS").is_file() else "without"
         yield Row("mirror", "ok", f"$MMKIT_MIRROR, {len(list(mirror.iterdir()))} entries, {sums} SHA256SUMS")
@@ -176,7 +231,9 @@ def _kernel() -> Iterator[Row]:
 def _source() -> Iterator[Row]:
     root = Path(__file__).resolve().parents[1]
     try:
-        ask = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True)
+        ask = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5, check=True
+        )
         commit = f"commit {ask.stdout.strip()}"
     except (OSError, subprocess.SubprocessError):
         commit = "not a git clone"

@@ -3,45 +3,46 @@
 Used by the command line, the contract check and the plan runner; imports nothing of mmkit but its errors.
 """
 
-import ast
-import io
 import json
 import math
 import os
 import queue
-import re
 import shutil
 import sys
 import tempfile
 import time
-import tokenize
 from collections.abc import Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 
+from mmkit import yamls
 from mmkit.errors import MmkitError, unknown
+from mmkit.parameters import Parameter, parse_parameters
 
-# jsonschema, which papermill and nbformat import, would build a grammar of internationalised addresses: two seconds for a
-# format that no notebook holds. It does without when there is no such module.
+# jsonschema, which papermill and nbformat import, would build a grammar of internationalised addresses: two seconds for
+# a format that no notebook holds. It does without when there is no such module.
 sys.modules.setdefault("rfc3987_syntax", None)
 
 PROFILES = ("smoke", "lab", "full")
-TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def folder() -> Path:
-    """The notebooks of the checkout: beside the installed package, else at or above the working folder. Raises MmkitError."""
+    """The notebooks of the checkout: beside the installed package, else at or above the working folder.
+
+    Raises MmkitError when there are none.
+    """
     here = Path.cwd().resolve()
     for root in (Path(__file__).resolve().parents[1], here, *here.parents):
         if (root / "notebooks").is_dir() and (root / "mmkit" / "__init__.py").is_file():
             return root / "notebooks"
-    raise MmkitError(f"no mmkit checkout (a folder with mmkit/ and notebooks/) at or above {here}: change into your clone, or install it with 'pip install -e .'")
+    raise MmkitError(
+        f"no mmkit checkout (a folder with mmkit/ and notebooks/) at or above {here}: change into your clone, or "
+        f"install it with 'pip install -e .'"
+    )
 
 
 def resolve(name: str | Path) -> Path:
@@ -63,15 +64,34 @@ def _stems() -> list[str]:
 
 
 def read(path: str | Path) -> dict:
-    """The notebook as plain JSON with every source joined to one string. Raises MmkitError when it is not a notebook."""
+    """The notebook as plain JSON with every source joined to one string. Raises MmkitError when it is none."""
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
             cell.setdefault("id", "")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MmkitError(f"{path} is not a readable notebook ({error}): restore it from version control") from error
+            cell["metadata"] = cell.get("metadata") or {}
+            _check_cell(cell)
+        notebook["metadata"] = notebook.get("metadata") or {}
+        if not isinstance(notebook["metadata"], dict):
+            raise ValueError("its metadata are no mapping")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise MmkitError(f"{path} is not a readable notebook ({reason}): restore it from version control") from error
     return notebook
+
+
+def _check_cell(cell: dict) -> None:
+    """Raises ValueError for a cell that a later step would stumble over."""
+    if not isinstance(cell["metadata"], dict) or not isinstance(cell["metadata"].get("tags", []), list):
+        raise ValueError("the metadata of a cell are no mapping, or its tags no list")
+    if not isinstance(cell["cell_type"], str):
+        raise ValueError("a cell without a type")
+    for output in cell.get("outputs") or []:
+        if not isinstance(output["output_type"], str):
+            raise ValueError("an output without a type")
+        if output["output_type"] == "error":
+            output.setdefault("ename", "an error"), output.setdefault("evalue", "")
 
 
 def tags(cell: Mapping) -> list[str]:
@@ -82,54 +102,7 @@ def code_cells(notebook: Mapping) -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-# --- parameters ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of the parameters cell: `name: type = default  # help`. `type` is int, float, str, bool or list[...] of
-    one of them, with ` | None` where the default may be left open."""
-
-    name: str
-    type: str
-    default: object
-    help: str
-
-    def convert(self, value: object) -> object:
-        """`value` as this parameter's type, JSON-typed. Text is read by the declared type, so `007` stays text where text
-        is declared and `1e-3` is a number where a number is. Raises MmkitError."""
-        base, optional = self.type.removesuffix(" | None"), self.type.endswith(" | None")
-        if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
-            return None
-        if not base.startswith("list["):
-            return self._scalar(base, value)
-        if isinstance(value, str):
-            value = [part.strip(" '\"") for part in value.strip("[]() ").split(",") if part.strip()]
-        if not isinstance(value, list | tuple):
-            raise self._wrong(value)
-        return [self._scalar(base[5:-1], item) for item in value]
-
-    def _scalar(self, kind: str, value: object) -> object:
-        if isinstance(value, str) and kind != "str":
-            value = self._from_text(kind, value)
-        if kind == "float" and type(value) is int:
-            value = float(value)
-        if type(value) is not TYPES[kind] or (kind == "float" and not math.isfinite(value)):
-            raise self._wrong(value)
-        return value
-
-    def _from_text(self, kind: str, text: str) -> object:
-        try:
-            if kind == "bool":
-                return {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}[text.lower()]
-            return TYPES[kind](text)
-        except (ValueError, KeyError):
-            raise self._wrong(text) from None
-
-    def _wrong(self, value: object) -> MmkitError:
-        return MmkitError(
-            f"parameter {self.name!r} is {self.type} (default {self.default!r}), got {value!r} of type {type(value).__name__}"
-        )
+# --- parameters -------------------------------------------------------------------------------------------------------
 
 
 def parameters(path: str | Path) -> dict[str, Parameter]:
@@ -140,61 +113,31 @@ def parameters(path: str | Path) -> dict[str, Parameter]:
     return parse_parameters(cells[0]["source"])
 
 
-def parse_parameters(source: str) -> dict[str, Parameter]:
-    """The declarations in the source of a parameters cell. Raises MmkitError."""
-    try:
-        comments = {
-            token.start[0]: token.string.lstrip("# ")
-            for token in tokenize.generate_tokens(io.StringIO(source).readline)
-            if token.type == tokenize.COMMENT
-        }
-        statements = ast.parse(source).body
-    except (SyntaxError, tokenize.TokenError) as error:
-        raise MmkitError(f"the parameters cell is not Python: {error}") from None
-    found = {}
-    for node in statements:
-        line = ast.get_source_segment(source, node)
-        try:
-            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
-                raise ValueError
-            kind = ast.unparse(node.annotation).replace("None | ", "")
-            if not re.fullmatch(r"(list\[(int|float|str|bool)\]|int|float|str|bool)( \| None)?", kind):
-                raise ValueError
-            help_text = comments.get(node.end_lineno, "") if node.lineno == node.end_lineno else ""
-            parameter = Parameter(node.target.id, kind, ast.literal_eval(node.value), help_text)
-        except ValueError:
-            raise MmkitError(f"the parameters cell holds {line!r}: write `name: type = literal  # help` on one line") from None
-        if not help_text:
-            raise MmkitError(f"parameter {parameter.name!r} has no help: write `name: type = literal  # help` on one line")
-        if parameter.convert(parameter.default) != parameter.default or parameter.name in found:
-            raise MmkitError(f"parameter {parameter.name!r}: declared twice, or its default {parameter.default!r} is no {kind}")
-        found[parameter.name] = parameter
-    return found
-
-
 def checked(path: str | Path, values: Mapping[str, object], profile: str | None = None) -> dict:
     """`values` over the profile's overrides, names and types checked against the notebook. Raises MmkitError."""
-    declared = parameters(path)
     overrides = profile_overrides(Path(path).stem, profile, root=Path(path).parent) if profile else {}
-    merged = {**overrides, **values}
-    for name in merged:
+    return merged(Path(path).stem, parameters(path), overrides, values)
+
+
+def merged(stem: str, declared: Mapping[str, Parameter], overrides: Mapping, values: Mapping) -> dict:
+    """What `checked` gives, of a notebook whose parameters and profile are read already. Raises MmkitError."""
+    both = {**overrides, **values}
+    for name in both:
         if name not in declared:
             where = "notebooks/profiles.yaml: " if name in overrides and name not in values else ""
-            raise MmkitError(f"{where}{Path(path).stem}: {unknown('parameter', name, declared)}")
-    return {name: declared[name].convert(value) for name, value in merged.items()}
+            raise MmkitError(f"{where}{stem}: {unknown('parameter', name, declared)}")
+    return {name: declared[name].convert(value) for name, value in both.items()}
 
 
-# --- profiles -----------------------------------------------------------------------------------------------------------
+# --- profiles ---------------------------------------------------------------------------------------------------------
 
 
 def profiles(root: Path | None = None) -> dict[str, dict]:
     """`profiles.yaml`, checked: per notebook `smoke` and `full` overrides, `other` parameter sets for the tests, and
     `limits` in seconds and gigabytes. Raises MmkitError."""
-    path = (root or folder()) / "profiles.yaml"
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MmkitError(f"{path.name} cannot be read: {error}") from error
+    table = yamls.read((root or folder()) / "profiles.yaml") or {}
+    if not isinstance(table, dict):
+        raise MmkitError("profiles.yaml: one entry a notebook is needed, `NAME: {smoke: ..., full: ..., limits: ...}`")
     shape = {"smoke": dict, "full": dict, "other": list, "limits": dict}
     for stem, entry in table.items():
         if not isinstance(entry, dict):
@@ -211,7 +154,9 @@ def profiles(root: Path | None = None) -> dict[str, dict]:
             if not isinstance(limit, dict) or set(limit) != {"seconds", "gigabytes"}:
                 raise MmkitError(f"profiles.yaml: {stem}: limits.{profile} needs seconds and gigabytes, got {limit}")
         if entry["limits"]["lab"]["seconds"] > 60 or entry["limits"]["lab"]["gigabytes"] > 3:
-            raise MmkitError(f"profiles.yaml: {stem}: a lab run takes at most 60 s and 3 GB, got {entry['limits']['lab']}")
+            raise MmkitError(
+                f"profiles.yaml: {stem}: a lab run takes at most 60 s and 3 GB, got {entry['limits']['lab']}"
+            )
     return table
 
 
@@ -223,28 +168,48 @@ def profile_overrides(stem: str, profile: str, root: Path | None = None) -> dict
     return dict(table.get(stem, {}).get(profile, {}))
 
 
-# --- running ------------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+LONGEST_SOCKET = 90  # bytes of a socket's path that every system allows, with room for the number behind it
+
+
+def socket_folder() -> str | None:
+    """A new folder for the sockets of one kernel. None without Unix sockets, or without a folder of a short name."""
+    for parent in (None, "/tmp") if os.name == "posix" else ():
+        with suppress(OSError):
+            made = tempfile.mkdtemp(prefix="mmk", dir=parent)
+            if len(os.fsencode(made)) <= LONGEST_SOCKET:
+                return made
+            os.rmdir(made)
+    return None
 
 
 class _PrivateSockets:
-    """Unix sockets in a folder of this kernel's own: TCP ports race when kernels start together, and unix sockets with a
-    shared name race worse. Where there are no unix sockets, TCP stays."""
+    """Unix sockets in a folder of this kernel's own.
+
+    TCP ports race when kernels start together, and Unix sockets with a shared name race worse. Where there can be no
+    Unix sockets, TCP stays.
+    """
 
     def __init__(self, **options):
         super().__init__(**options)
-        if os.name == "posix":
-            self._sockets = tempfile.mkdtemp(prefix="mmk")
+        self._sockets = socket_folder()
+        if self._sockets:
             self.transport, self.ip = "ipc", os.path.join(self._sockets, "k")
 
     def cleanup_connection_file(self):
         super().cleanup_connection_file()
-        if os.name == "posix":
+        if self._sockets:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
 
 class PatientChannel(AsyncZMQSocketChannel):
-    """Looks for a message every second. libzmq tells of an arrival once, and a message sent on the same socket at that moment, as
-    nbclient sends the states of output widgets, can swallow the news: the cell was done, and its client waited for ever."""
+    """Looks for a message every second.
+
+    libzmq tells of an arrival once. A message sent on the same socket at that moment, as nbclient sends the states of
+    output widgets, can swallow the news: the cell was done, and its client waited for ever.
+    """
 
     async def get_msg(self, timeout: float | None = None) -> dict:
         end = math.inf if timeout is None else time.monotonic() + timeout
@@ -290,39 +255,54 @@ def environment(**variables):
 
 
 def execute(
-    path: str | Path, out: str | Path, values: Mapping[str, object], *,
-    profile: str = "lab", timeout: int | None = None, progress: bool = False, kernel_manager: type[AsyncKernelManager] = IpcKernelManager,
-) -> None:  # fmt: skip
-    """Run a notebook through papermill in its own folder, with `values` already `checked`; the result, whole or broken
-    off, is written to `out`. `timeout` is in seconds per cell. Raises MmkitError when the last cell did not run."""
+    path: str | Path,
+    out: str | Path,
+    values: Mapping[str, object],
+    *,
+    profile: str = "lab",
+    timeout: int | None = None,
+    progress: bool = False,
+) -> None:
+    """Run a notebook through papermill in its own folder, with `values` already `checked`.
+
+    The result, whole or broken off, is written to `out`. timeout: seconds per cell.
+    Raises MmkitError when the last cell did not run.
+    """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     path, out = Path(path).resolve(), Path(out).resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
+    options = {"kernel_name": "python3", "language": "python", "kernel_manager_class": IpcKernelManager}
     fault = broken = None
     try:
+        read(path)  # in one line what papermill would say in many
         with environment(MMKIT_PROFILE=profile):
             papermill.execute_notebook(
-                str(path), str(out), dict(values), kernel_name="python3", cwd=str(path.parent), progress_bar=progress,
-                execution_timeout=timeout, kernel_manager_class=kernel_manager,
-            )
+                str(path), str(out), dict(values), cwd=str(path.parent), progress_bar=progress,
+                execution_timeout=timeout, **options,
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         broken = f"{error.ename}: {error.evalue}"
     except DeadKernelError:
         fault = "the kernel died in"
     except CellTimeoutError:
         fault = f"more than {timeout} s were spent in"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # papermill's and nbformat's for odd notebooks
+        raise MmkitError(f"{path.name} cannot be run ({type(error).__name__}: {str(error)[:200]})") from error
     ran = read(out)
     begun = [cell["id"] for cell in code_cells(ran) if cell["metadata"].get("papermill", {}).get("start_time")]
-    reason = f"{fault} cell {begun[-1]}" if fault else unfinished(ran) or broken
+    reason = f"{fault} cell {begun[-1] if begun else '?'}" if fault else unfinished(ran) or broken
     if reason:
         raise MmkitError(f"{path.name} did not finish: {reason}; what ran is in {out}")
 
 
 def unfinished(notebook: Mapping) -> str | None:
-    """Why an executed notebook did not run to its end, or None. Papermill's metadata is not asked: it calls killed cells
-    completed. Errors of widget callbacks, which papermill lets pass, are seen."""
+    """Why an executed notebook did not run to its end, or None.
+
+    Papermill's metadata is not asked: it calls killed cells completed. Errors of widget callbacks, which papermill lets
+    pass, are seen.
+    """
     cells = [cell for cell in code_cells(notebook) if "".join(cell["source"]).strip()]
     for cell in cells:
         for output in cell.get("outputs", []):

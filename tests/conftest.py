@@ -11,7 +11,8 @@ sys.path.insert(0, str(PLUGINS))
 sys.modules.pop("sitecustomize", None)  # the interpreter may have loaded one of its own
 import sitecustomize  # noqa: E402, F401  closes the network for this process
 
-os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])  # and for those it starts
+# And for the processes it starts.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 for _name in ("MMKIT_PROFILE", "MMKIT_RUN_DIR"):
@@ -34,8 +35,8 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"NOT RUN: tests/{name}: {reason}", yellow=True)
     for report in terminalreporter.getreports("passed"):
         for name, said in report.user_properties:
-            if name == "slow" and report.when == "call":
-                terminalreporter.write_line(f"SLOW: {said}", yellow=True)
+            if name in ("slow", "older") and report.when == "call":
+                terminalreporter.write_line(f"{name.upper()}: {said}", yellow=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

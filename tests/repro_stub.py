@@ -1,4 +1,4 @@
-"""A notebook that does next to nothing and records two arms, or fails as it is told; for the tests and the benchmark of the engine."""
+"""A notebook that does next to nothing and records two arms, or fails as it is told; for the tests of the engine."""
 
 import time
 from pathlib import Path
@@ -24,9 +24,15 @@ class Cost:
         return {"flops": 1e9, "seconds": 1.0, "peak_bytes": 1, "parameters_trained": 1, "parameters_total": 1}
 
 def score(values):
-    return SimpleNamespace(items=values, clusters=np.arange(len(values)), value=float(values.mean()), aggregate="mean", higher_is_better=True)
+    about = {"clusters": np.arange(len(values)), "aggregate": "mean", "higher_is_better": True}
+    return SimpleNamespace(items=values, value=float(values.mean()), **about)
 """
-PARAMETERS = 'seed: int = 0  # the seed\nmode: str = "fine"  # what happens\nmarker: str = ""  # a file\nwork: float = 0.0  # seconds of it'
+PARAMETERS = """
+seed: int = 0  # the seed
+mode: str = "fine"  # what happens
+marker: str = ""  # a file
+work: float = 0.0  # seconds of it
+"""
 ACT = """
 time.sleep(work)
 if mode == "error":
@@ -45,7 +51,8 @@ if mode == "hungry":
 RECORD = """
 rng = np.random.default_rng(seed)
 for arm in ("a", "b"):
-    run = SimpleNamespace(arm=arm, task="stub", data="none", data_hash="0", seed=seed, budget=Budget(), settings={}, cost=Cost(), scores={"accuracy": score(rng.random(20))})
+    told = {"arm": arm, "task": "stub", "data": "none", "data_hash": "0", "seed": seed, "settings": {}}
+    run = SimpleNamespace(**told, budget=Budget(), cost=Cost(), scores={"accuracy": score(rng.random(20))})
     mmkit.record(run, mode=mode)
 """
 
@@ -61,7 +68,9 @@ def write(path: Path, **cells: str) -> Path:
 
 
 def make_plan(notebook: Path, **entry) -> plan.Plan:
-    return plan.Plan.model_validate({"name": "stub", "title": "Stub", "notebooks": [{"notebook": str(notebook)} | entry]})
+    return plan.Plan.model_validate(
+        {"name": "stub", "title": "Stub", "notebooks": [{"notebook": str(notebook)} | entry]}
+    )
 
 
 def quiet(_line: str) -> None:
@@ -69,7 +78,7 @@ def quiet(_line: str) -> None:
 
 
 def wait_for(condition) -> None:
-    """How long that may take is pytest's time limit: what takes a second here takes a minute where many others compute."""
+    """How long that may take is pytest's time limit: a second here is a minute where many others compute."""
     while not condition():
         time.sleep(0.05)
 

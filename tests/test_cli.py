@@ -66,7 +66,10 @@ ERRORS = {
     "profile": (("run", "00", "--profile", "smok"), "unknown profile 'smok': did you mean 'smoke'?"),
     "parameter": (("run", "00", "-p", "dta=scenes"), "00_start_here: unknown parameter 'dta': did you mean 'data'?"),
     "type": (("run", "00", "-p", "seed=many"), "parameter 'seed' is int (default 0), got 'many' of type str"),
-    "column": (("data", "add", "mine", "--images", ".", "--table", "t.csv", "--column", "caption"), "'caption' is not NAME=VALUE: write for example --column caption=report"),
+    "column": (
+        ("data", "add", "mine", "--images", ".", "--table", "t.csv", "--column", "caption"),
+        "'caption' is not NAME=VALUE: write for example --column caption=report",
+    ),
     "pair": (("run", "00", "-p", "seed"), "'seed' is not NAME=VALUE: write for example -p data=scenes"),
     "plan": (("reproduce", "head_to_had"), "unknown plan 'head_to_had': did you mean 'head_to_head'?"),
     "report": (("report", "no_runs_of_this"), "no_runs_of_this"),
@@ -116,19 +119,34 @@ def test_what_the_system_refuses_is_one_line_with_path_place_and_remedy(place, h
     (tmp_path / "file").touch()
     monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / ("file" if place == "runs" else "runs")))
     code, _, errors = here("run", "00", *(["--out", tmp_path / "file" / "out.ipynb"] if place == "out" else []))
-    assert code == 2 and errors.count("\n") == 1 and re.match(r"mmkit: (NotADirectory|FileExists)Error: ", errors) and f": '{tmp_path / 'file'}" in errors
-    assert re.search(r"[(]notebooks.py, line \d+[)]: correct the path, or .* point --out, MMKIT_RUNS or MMKIT_DATA at a folder you can write", errors)
+    assert (
+        code == 2
+        and errors.count("\n") == 1
+        and re.match(r"mmkit: (NotADirectory|FileExists)Error: ", errors)
+        and f": '{tmp_path / 'file'}" in errors
+    )
+    assert re.search(
+        r"[(]notebooks.py, line \d+[)]: correct the path, or .* point --out, MMKIT_RUNS or MMKIT_DATA at a folder you "
+        r"can write",
+        errors,
+    )
 
 
 def test_notebook_check_lists_breaches_and_fails(here, tmp_path):
-    (tmp_path / "05_broken.ipynb").write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    (tmp_path / "05_broken.ipynb").write_text(
+        json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
     code, output, _ = here("notebook", "check", tmp_path / "05_broken.ipynb")
     assert code == 1 and "05_broken.ipynb: there is no section `## Exercises`" in output
 
 
 def test_lab_opens_in_the_folder_of_the_notebooks(here, monkeypatch):
     calls = []
-    monkeypatch.setattr(cli.subprocess, "run", lambda command, cwd: calls.append((command, cwd.name)) or subprocess.CompletedProcess(command, 3))
+    monkeypatch.setattr(
+        cli.subprocess,
+        "run",
+        lambda command, cwd: calls.append((command, cwd.name)) or subprocess.CompletedProcess(command, 3),
+    )
     assert here("lab", "--no-browser", "--port=9")[0] == 3
     assert calls == [([sys.executable, "-m", "jupyterlab", "--no-browser", "--port=9"], "notebooks")]
 
@@ -138,7 +156,10 @@ def test_a_run_that_fails_says_where_and_is_kept(mmkit, tmp_path):
     done = mmkit("run", "00", "--profile", "smoke", "-p", "data=scenez", check=2, MMKIT_RUNS=str(tmp_path))
     [kept] = (tmp_path / "interactive").glob("00_start_here-smoke-*.ipynb")
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("mmkit: 00_start_here.ipynb did not finish: cell pictures raised MmkitError: unknown data") and "did you mean 'scenes'?" in message
+    assert (
+        message.startswith("mmkit: 00_start_here.ipynb did not finish: cell pictures raised MmkitError: unknown data")
+        and "did you mean 'scenes'?" in message
+    )
     assert message.endswith(f"what ran is in {kept}")
 
 
@@ -147,7 +168,11 @@ def test_refresh_writes_outputs_in_place_and_leaves_a_failing_notebook_alone(mmk
     import nbformat
 
     question = nbformat.v4.new_markdown_cell("# Why?\n**Time and memory** 900 s and 9 GB on 2 cores.", id="question")
-    cell = nbformat.v4.new_code_cell("import os\nprint(6 * 7, os.listdir(os.environ['MMKIT_RUNS']))", id="answer", metadata={"execution": {}, "tags": ["setup"]})
+    cell = nbformat.v4.new_code_cell(
+        "import os\nprint(6 * 7, os.listdir(os.environ['MMKIT_RUNS']))",
+        id="answer",
+        metadata={"execution": {}, "tags": ["setup"]},
+    )
     written = tmp_path / "05_made.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[question, cell], metadata={"papermill": {}, "widgets": {}}), written)
     (tmp_path / "runs" / "head_to_head").mkdir(parents=True)
@@ -155,8 +180,15 @@ def test_refresh_writes_outputs_in_place_and_leaves_a_failing_notebook_alone(mmk
     fresh = nbformat.read(written, as_version=4)
     assert fresh.cells[1].outputs[0].text == "42 []\n", "a page shows published records, not what this machine ran"
     assert fresh.cells[1].execution_count == 1
-    assert set(fresh.metadata) == {"kernelspec", "language_info"} and fresh.cells[1].metadata == {"tags": ["setup"]} and fresh.cells[1].id == "answer"
-    assert re.search(r"\*\*Time and memory\*\* \d+ s and 0.5 GB on", fresh.cells[0].source) and "900 s" not in fresh.cells[0].source
+    assert (
+        set(fresh.metadata) == {"kernelspec", "language_info"}
+        and fresh.cells[1].metadata == {"tags": ["setup"]}
+        and fresh.cells[1].id == "answer"
+    )
+    assert (
+        re.search(r"\*\*Time and memory\*\* \d+ s and 0.5 GB on", fresh.cells[0].source)
+        and "900 s" not in fresh.cells[0].source
+    )
 
     cell.source = "1 / 0"
     nbformat.write(nbformat.v4.new_notebook(cells=[question, cell]), written)
@@ -165,7 +197,7 @@ def test_refresh_writes_outputs_in_place_and_leaves_a_failing_notebook_alone(mmk
     assert "was left as it is: cell answer raised ZeroDivisionError" in done.stderr and written.read_bytes() == before
 
 
-# --- doctor -------------------------------------------------------------------------------------------------------------
+# --- doctor -----------------------------------------------------------------------------------------------------------
 
 
 def rows(name, found=None):
@@ -175,8 +207,24 @@ def rows(name, found=None):
 @pytest.mark.slow
 def test_doctor_passes_here_and_names_no_folder(mmkit, tmp_path):
     done = mmkit("doctor", check=0)
-    for name in ("Python", "cores", "memory", "torch", "transformers", "timm", "device", "threads", "weights minilm", "data folder", "mirror", "kernel python3", "mmkit"):
-        assert any(line.split(maxsplit=1)[1].startswith(name) for line in done.stdout.splitlines() if line), f"{name} is missing\n{done.stdout}"
+    for name in (
+        "Python",
+        "cores",
+        "memory",
+        "torch",
+        "transformers",
+        "timm",
+        "device",
+        "threads",
+        "weights minilm",
+        "data folder",
+        "mirror",
+        "kernel python3",
+        "mmkit",
+    ):
+        assert any(line.split(maxsplit=1)[1].startswith(name) for line in done.stdout.splitlines() if line), (
+            f"{name} is missing\n{done.stdout}"
+        )
     for private in (os.environ["MMKIT_DATA"], os.path.expanduser("~"), sys.prefix):
         assert private not in done.stdout
     assert "checks pass" in done.stdout.splitlines()[-1]
@@ -211,7 +259,9 @@ def test_doctor_where_the_home_is_the_root_or_nothing(monkeypatch, tmp_path):
     for name in ("MMKIT_DATA", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    assert [row.finding for row in rows("folders")] == ["this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write"]
+    assert [row.finding for row in rows("folders")] == [
+        "this user has no home folder to keep data in: point MMKIT_DATA at a folder you can write"
+    ]
 
 
 def test_doctor_finds_a_mirror_below_the_home(monkeypatch, tmp_path):
@@ -239,7 +289,11 @@ def test_doctor_names_missing_and_old_packages(monkeypatch):
 def test_doctor_survives_a_torch_that_does_not_import(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     [device] = list(doctor._torch())
-    assert device.state == "broken" and device.finding.startswith("torch does not import") and "reinstall torch" in device.remedy
+    assert (
+        device.state == "broken"
+        and device.finding.startswith("torch does not import")
+        and "reinstall torch" in device.remedy
+    )
 
 
 def test_doctor_refuses_an_old_python(monkeypatch):
@@ -258,10 +312,22 @@ def test_doctor_sees_weights_that_are_missing(monkeypatch):
 def test_doctor_sees_a_kernel_of_another_python(monkeypatch, tmp_path):
     spec = tmp_path / "kernels" / "python3"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text(json.dumps({"argv": ["/usr/bin/other-python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "x", "language": "python"}))
+    (spec / "kernel.json").write_text(
+        json.dumps(
+            {
+                "argv": ["/usr/bin/other-python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                "display_name": "x",
+                "language": "python",
+            }
+        )
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     [kernel] = list(doctor._kernel())
-    assert kernel.state == "broken" and kernel.finding == "runs another Python (other-python)" and "ipykernel install" in kernel.remedy
+    assert (
+        kernel.state == "broken"
+        and kernel.finding == "runs another Python (other-python)"
+        and "ipykernel install" in kernel.remedy
+    )
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch):

@@ -26,7 +26,10 @@ def test_the_network_is_closed_in_processes_started_here():
 
 
 def test_this_machine_stays_reachable():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=5) as client:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=5) as client,
+    ):
         assert client.getpeername() == server.getsockname()
 
 
@@ -38,7 +41,17 @@ def test_data_and_runs_are_the_sessions_own(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("ci", "collected"), [("", False), ("true", True)])
 def test_a_machine_without_a_browser_says_so_and_ci_insists(ci, collected):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "tests", "--ignore-glob=*/test_[ac-z]*"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--collect-only",
+        "tests",
+        "--ignore-glob=*/test_[ac-z]*",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PATH": "", "CI": ci})
     assert ("test_browser.py::test_a_widget_moves_the_figure" in done.stdout) == collected
     assert ("NOT RUN: tests/test_browser.py: no Chromium here" in done.stdout) == (not collected), done.stdout

@@ -47,11 +47,38 @@ def test_declarations_are_read(write):
 @pytest.mark.parametrize(
     ("name", "given", "wanted"),
     [
-        ("count", "007", 7), ("count", 5, 5), ("rate", "1e-3", 0.001), ("rate", 1, 1.0), ("name", "007", "007"), ("name", "true", "true"),
-        ("fast", "true", True), ("fast", "no", False), ("sizes", "256,512", [256, 512]), ("sizes", "[256, 512]", [256, 512]), ("sizes", (1, 2), [1, 2]),
-        ("sizes", "64", [64]), ("arms", "scratch, 'lp_ft'", ["scratch", "lp_ft"]), ("limit", "none", None), ("limit", None, None), ("limit", "12", 12),
+        ("count", "007", 7),
+        ("count", 5, 5),
+        ("rate", "1e-3", 0.001),
+        ("rate", 1, 1.0),
+        ("name", "007", "007"),
+        ("name", "true", "true"),
+        ("fast", "true", True),
+        ("fast", "no", False),
+        ("sizes", "256,512", [256, 512]),
+        ("sizes", "[256, 512]", [256, 512]),
+        ("sizes", (1, 2), [1, 2]),
+        ("sizes", "64", [64]),
+        ("arms", "scratch, 'lp_ft'", ["scratch", "lp_ft"]),
+        ("arms", "[scratch, lp_ft]", ["scratch", "lp_ft"]),
+        ("arms", "[Pp]neumonia", ["[Pp]neumonia"]),
+        ("arms", "[Pp]neumonia, x{1,2}", ["[Pp]neumonia", "x{1,2}"]),
+        ("arms", "pneumo(nia|thorax)", ["pneumo(nia|thorax)"]),
+        ("arms", r"\(a, b", [r"\(a", "b"]),
+        ("arms", '["a, b", "[c]"]', ["a, b", "[c]"]),
+        ("arms", "['a, b', \"c\"]", ["a, b", "c"]),
+        ("arms", "'a, b', c", ["a, b", "c"]),
+        ("arms", "don't, can't", ["don't", "can't"]),
+        ("arms", "[a], [b]", ["[a]", "[b]"]),
+        ("arms", "[1, 2]", ["1", "2"]),
+        ("arms", "007", ["007"]),
+        ("arms", "[]", []),
+        ("arms", "", []),
+        ("limit", "none", None),
+        ("limit", None, None),
+        ("limit", "12", 12),
     ],
-)  # fmt: skip
+)
 def test_values_take_the_declared_type(write, name, given, wanted):
     value = notebooks.checked(write("", DECLARED), {name: given})[name]
     assert value == wanted and type(value) is type(wanted)
@@ -142,20 +169,30 @@ def test_a_run_that_broke_off_is_told(write, way):
 @pytest.mark.notebooks
 @pytest.mark.parametrize("code", ["os.kill(os.getpid(), 9)", "import sys; sys.exit(0)", "import time; time.sleep(30)"])
 def test_so_is_one_that_broke_off_in_its_last_cell(write, code):
-    with pytest.raises(MmkitError, match=r"did not finish: (the kernel died in cell cell-2|more than 3 s were spent in cell cell-2|cell cell-2 raised SystemExit)"):
+    with pytest.raises(
+        MmkitError,
+        match=r"did not finish: (the kernel died in cell cell-2|more than 3 s were spent in cell cell-2|cell cell-2 "
+        r"raised SystemExit)",
+    ):
         run(write("import os", COUNT, code), timeout=3 if "sleep" in code else None)
 
 
 @pytest.mark.notebooks
 def test_an_error_in_a_widgets_callback_is_seen(write):
-    callback = "import ipywidgets\nslider = ipywidgets.IntSlider()\nipywidgets.interactive_output(lambda x: 1 / (3 - x), {'x': slider})\nslider.value = 3"
+    callback = (
+        "import ipywidgets\nslider = ipywidgets.IntSlider()\n"
+        "ipywidgets.interactive_output(lambda x: 1 / (3 - x), {'x': slider})\nslider.value = 3"
+    )
     with pytest.raises(MmkitError, match="a widget's callback raised ZeroDivisionError"):
         run(write("import os", COUNT, callback))
 
 
 @pytest.mark.notebooks
 def test_kernels_talk_over_sockets_of_their_own_and_leave_nothing(write):
-    code = "import json\nfrom ipykernel import get_connection_info\ninfo = json.loads(get_connection_info())\nprint(info['transport'], info['ip'])"
+    code = (
+        "import json\nfrom ipykernel import get_connection_info\n"
+        "info = json.loads(get_connection_info())\nprint(info['transport'], info['ip'])"
+    )
     transport, address = run(write("import os", COUNT, code))[0]["text"][0].split()
     assert transport == "ipc" and Path(address).parent.parent == Path(tempfile.gettempdir())
     assert not Path(address).parent.exists()

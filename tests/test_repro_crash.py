@@ -1,7 +1,8 @@
-"""`kill -9` of the runner, its warm process, a run or a kernel, of a Dask scheduler or its workers, at random times: in the end the table
+"""`kill -9` of the runner, a run or a kernel, of a Dask scheduler or its workers, at random times: in the end the table
 is that of an undisturbed run.
 
-A handful of kills by default; the long form is `MMKIT_KILLS=32 pytest -s tests/test_repro_crash.py`, which says what it killed.
+A handful of kills by default; the long form is `MMKIT_KILLS=32 pytest -s tests/test_repro_crash.py`, which says what it
+killed.
 """
 
 import os
@@ -37,16 +38,20 @@ def below(pid, level):
 
 
 def storm(folder, victims, kills, begin, tend):
-    """Run a plan to its end, killing all the while, and check after each kill what was finished. The plan grows until there was enough killing.
+    """Run a plan to its end, killing all the while, and check after each kill what was finished. The plan grows until
+    there was enough killing.
 
-    victims: name -> a process of that kind below the present runner, or None. begin: a runner of a plan file. tend: what must be alive is."""
+    victims: name -> a process of that kind below the present runner, or None. begin: a runner of a plan file. tend:
+    what must be alive is."""
     random.seed(kills)
     stub, file, batches = write(folder / "20_stub.ipynb"), folder / "stub.yaml", folder / "runs" / "stub"
     runs, killed, kept, process, names = 4, Counter(), {}, None, cycle(victims)
     name = next(names)
     while killed.total() < kills or process.poll() is None:
         tend()
-        if process is None or process.poll() is not None:  # at the start, after a kill, or when all is done, which asks for more
+        if (
+            process is None or process.poll() is not None
+        ):  # at the start, after a kill, or when all is done, which asks for more
             kept = check(batches, kept)
             runs += 4 if len(kept) == runs else 0
             whole = make_plan(stub, parameters={"work": 0.3}, seeds=runs)
@@ -80,12 +85,19 @@ def run(file, **options):
     """A runner of a plan file, as a process."""
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     with open(file.with_suffix(".log"), "ab") as log:
-        return psutil.Popen([sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, {given})"], stdout=subprocess.DEVNULL, stderr=log)
+        return psutil.Popen(
+            [sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, {given})"],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
 
 
 def test_any_process_may_be_killed_at_any_time(tmp_path, monkeypatch):
     monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
-    levels = {name: lambda process, level=level: below(process.pid, level) for level, name in enumerate(("runner", "warm process", "run", "kernel"))}
+    levels = {
+        name: lambda process, level=level: below(process.pid, level)
+        for level, name in enumerate(("runner", "run", "kernel"))
+    }
     storm(tmp_path, levels, KILLS or 4, lambda file: run(file, workers=2), lambda: None)
 
 
@@ -99,9 +111,9 @@ def test_any_process_of_a_cluster_may_be_killed_at_any_time(tmp_path, monkeypatc
     victims = {
         "worker": lambda _: of_workers(0),
         "scheduler": lambda _: cluster.scheduler if cluster.scheduler.poll() is None else None,
-        "runner": lambda process: process if of_workers(2) else None,  # while it has runs there
-        "run": lambda _: of_workers(2),
-        "kernel": lambda _: of_workers(3),
+        "runner": lambda process: process if of_workers(1) else None,  # while it has runs there
+        "run": lambda _: of_workers(1),
+        "kernel": lambda _: of_workers(2),
     }
     cluster.up()
     try:

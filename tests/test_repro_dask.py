@@ -1,4 +1,5 @@
-"""Runs handed to a real Dask scheduler with two worker processes on this machine; a worker, the runner and the scheduler killed half-way."""
+"""Runs handed to a real Dask scheduler with two worker processes on this machine; a worker, the runner and the
+scheduler killed half-way."""
 
 import subprocess
 import sys
@@ -42,7 +43,10 @@ def test_the_runner_then_the_scheduler_are_killed_and_all_goes_on(cluster, tmp_p
     file, folder, said = tmp_path / "stub.yaml", tmp_path / "runs" / "stub", []
     file.write_text(yaml.safe_dump(whole.model_dump()), encoding="utf-8")
     address = cluster.up()
-    process = subprocess.Popen([sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, scheduler={address!r})"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from mmkit.repro import run_plan; run_plan({str(file)!r}, scheduler={address!r})"],
+        stdout=subprocess.DEVNULL,
+    )
     wait_for(lambda: len(finished(folder)) >= 2 and list(folder.glob(".tmp-*")))
     process.kill()
     process.wait()
@@ -53,7 +57,9 @@ def test_the_runner_then_the_scheduler_are_killed_and_all_goes_on(cluster, tmp_p
         if "done (" in line:
             cluster.scheduler.kill()
 
-    with pytest.raises(MmkitError, match="the executor is gone .*: finished runs are kept, the same command goes on from here"):
+    with pytest.raises(
+        MmkitError, match="the executor is gone .*: finished runs are kept, the same command goes on from here"
+    ):
         runner.run_plan(whole, scheduler=address, say=end_scheduler)
     second = finished(folder)
     assert first.items() <= second.items() and len(first) < len(second) < 14
@@ -67,5 +73,8 @@ def test_the_runner_then_the_scheduler_are_killed_and_all_goes_on(cluster, tmp_p
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MMKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
-    with pytest.raises(MmkitError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1' .*: start one with 'dask scheduler'"):
+    with pytest.raises(
+        MmkitError,
+        match="no Dask scheduler answers at 'tcp://127.0.0.1:1' .*: start one with 'dask scheduler --host 127.0.0.1'",
+    ):
         runner.run_plan(make_plan(write(tmp_path / "20_stub.ipynb"), seeds=1), scheduler="tcp://127.0.0.1:1", say=quiet)

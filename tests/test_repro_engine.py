@@ -1,4 +1,4 @@
-"""How a run is made: warm or plainly, here or by an executor, within limits; and what can be asked of the runs afterwards."""
+"""How a run is made: here or by an executor, within limits; and what can be asked of the runs afterwards."""
 
 import errno
 import json
@@ -12,23 +12,14 @@ import termios
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
 
-import nbformat
 import pytest
 import yaml
 from repro_stub import make_plan, quiet, rows, undisturbed, write
 
 from mmkit.errors import MmkitError
-from mmkit.repro import browse, execute, plan, records, runner, warm
+from mmkit.repro import batches, browse, execute, records, runner
 
 pytestmark = pytest.mark.slow
-PROBE = """
-import threading
-print(os.environ["MMKIT_PROFILE"], os.environ["OMP_NUM_THREADS"], os.path.basename(os.getcwd()) == os.environ.get("HOME_OF_STUB", os.path.basename(os.getcwd())))
-print("draw", np.random.rand())
-import matplotlib.pyplot as plt
-plt.plot([1, 2]); plt.show()
-sys.stderr.write("said on standard error")
-"""
 
 
 @pytest.fixture
@@ -37,66 +28,16 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def warmed(monkeypatch):
-    """The warm processes that the test starts."""
-    made = []
-
-    class Kept(warm.Warm):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            made.append(self)
-
-    monkeypatch.setattr(execute, "Warm", Kept)
-    return made
-
-
-def outputs(folder):
-    """What the cells of an executed notebook left, without what is drawn at random."""
-    cells = nbformat.read(folder / "notebook.ipynb", 4).cells
-    return [
-        [{k: v for k, v in dict(output).items() if "draw" not in str(v)} for output in cell.outputs] + [cell.execution_count]
-        for cell in cells
-        if cell.cell_type == "code"
-    ]
-
-
-def test_warm_and_plain_runs_are_the_same(place, monkeypatch, warmed):
-    stub = write(place / "20_stub.ipynb", setup="import matplotlib.pyplot as plt" + write.__globals__["SETUP"], probe=PROBE)
-    made = {}
-    for way in ("warm", "plain"):
-        monkeypatch.setenv("MMKIT_RUNS", str(place / way))
-        if way == "plain":
-            monkeypatch.setattr(execute.sys, "platform", "win32")
-        batch = runner.run_plan(make_plan(stub, seeds=2), workers=2, say=quiet)
-        monkeypatch.undo() if way == "plain" else None
-        folders = [place / way / "stub" / header["key"] for header in batch.headers]
-        made[way] = batch, folders
-    assert len(warmed) == 1 and warmed[0].served
-    (one, ours), (other, theirs) = made["warm"], made["plain"]
-    assert rows(one) == rows(other) == undisturbed([0, 1])
-    timed = {"seconds", "finished"}
-    assert [{k: v for k, v in header.items() if k not in timed} for header in one.headers] == [{k: v for k, v in h.items() if k not in timed} for h in other.headers]
-    for left, right in zip(ours, theirs, strict=True):
-        assert outputs(left) == outputs(right) and sum("image/png" in str(output) for output in outputs(left)) == 1
-        assert sorted(file.name for file in left.iterdir()) == sorted(file.name for file in right.iterdir())
-    draws = {line for folder in ours for line in (folder / "notebook.ipynb").read_text().splitlines() if "draw 0." in line}
-    assert len(draws) == 2, "forks of one process do not draw the same numbers"
-
-
-def test_an_import_that_starts_a_thread_is_not_forked(place, monkeypatch, warmed):
-    (place / "lively.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ["PYTHONPATH"]]))
-    stub = write(place / "20_stub.ipynb", setup="import lively\n" + write.__globals__["SETUP"])
-    batch = runner.run_plan(make_plan(stub, seeds=1), say=quiet)
-    assert rows(batch) == undisturbed([0]) and len(warmed) == 1 and not warmed[0].served
-
-
 def test_a_run_over_its_memory_is_ended(place):
     stub = write(place / "20_stub.ipynb")
     batch = runner.run_plan(make_plan(stub, parameters={"mode": "hungry"}, memory_gb=0.6), say=quiet)
     (failure,) = batch.failures
-    assert failure["kind"] == "out of memory" and "the limit is 0.6 GB" in failure["message"] and failure["attempts"] == 2 and failure["cell"] == "act-cell"
+    assert (
+        failure["kind"] == "out of memory"
+        and "the limit is 0.6 GB" in failure["message"]
+        and failure["attempts"] == 2
+        and failure["cell"] == "act-cell"
+    )
 
 
 def test_any_executor_makes_the_same_runs(place):
@@ -105,7 +46,9 @@ def test_any_executor_makes_the_same_runs(place):
         batch = runner.run_plan(make_plan(stub, seeds=3), executor=pool, say=quiet)
         assert rows(batch) == undisturbed(range(3)) and batch.complete
         os.kill(next(iter(pool._processes)), 9)
-        with pytest.raises(MmkitError, match="the executor is gone .*: finished runs are kept, the same command goes on from here"):
+        with pytest.raises(
+            MmkitError, match="the executor is gone .*: finished runs are kept, the same command goes on from here"
+        ):
             runner.run_plan(make_plan(stub, seeds=5), executor=pool, say=quiet)
         with pytest.raises(MmkitError, match="set their number there"):
             runner.run_plan(make_plan(stub, seeds=5), executor=pool, workers=2, say=quiet)
@@ -120,7 +63,13 @@ def test_a_worker_that_does_not_see_the_folder_says_so(place):
         def submit(self, call, run, folder, token):
             return super().submit(call, run, folder.parent / "other", token)
 
-    with Elsewhere(1) as pool, pytest.raises(MmkitError, match="does not see .*other as its runner does: put MMKIT_RUNS on a file system that all of them share"):
+    with (
+        Elsewhere(1) as pool,
+        pytest.raises(
+            MmkitError,
+            match="does not see .*other as its runner does: put MMKIT_RUNS on a file system that all of them share",
+        ),
+    ):
         runner.run_plan(make_plan(stub, seeds=1), executor=pool, say=quiet)
 
 
@@ -137,10 +86,14 @@ def test_a_run_that_takes_its_workers_down_is_a_failure(place):
 
     batch = runner.run_plan(make_plan(write(place / "20_stub.ipynb"), seeds=1), executor=Deadly(1), say=quiet)
     (failure,) = batch.failures
-    assert failure["kind"] == "worker died" and "parameters.seed: 0" in list(browse.show(failure["key"])) and "kind: worker died" in list(browse.show(failure["key"]))
+    assert (
+        failure["kind"] == "worker died"
+        and "parameters.seed: 0" in list(browse.show(failure["key"]))
+        and "kind: worker died" in list(browse.show(failure["key"]))
+    )
 
 
-# --- disks --------------------------------------------------------------------------------------------------------------
+# --- disks ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_loses_nothing(place, monkeypatch):
@@ -155,10 +108,16 @@ def test_a_full_disk_loses_nothing(place, monkeypatch):
     for owner, name in ((execute, "mkdtemp"), (runner.shutil, "copytree"), (execute.os, "rename")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)
-            with pytest.raises(MmkitError, match=r"cannot write in .*stub .No space left on device.: free some space, or point MMKIT_RUNS.*finished runs are kept"):
+            with pytest.raises(
+                MmkitError,
+                match=r"cannot write in .*stub .No space left on device.: free some space, or point "
+                r"MMKIT_RUNS.*finished runs are kept",
+            ):
                 runner.run_plan(make_plan(stub, seeds=2), say=quiet)
         assert before == {path: path.read_bytes() for path in folder.glob("[0-9a-f]*/*.json*")}
-    assert rows(runner.run_plan(make_plan(stub, seeds=2), say=quiet)) == undisturbed([0, 1]) and not list(folder.glob(".tmp-*"))
+    assert rows(runner.run_plan(make_plan(stub, seeds=2), say=quiet)) == undisturbed([0, 1]) and not list(
+        folder.glob(".tmp-*")
+    )
 
 
 def test_a_run_that_cannot_write_its_files_leaves_none_half_written(place):
@@ -166,17 +125,20 @@ def test_a_run_that_cannot_write_its_files_leaves_none_half_written(place):
     stub = write(place / "20_stub.ipynb")
     script = (
         "import resource; from repro_stub import *; from mmkit.repro import runner, execute;"
-        f"from pathlib import Path; p = make_plan(Path({str(stub)!r}), seeds=1); runner._copy_code = (lambda copy: lambda *a: (copy(*a), resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))))(runner._copy_code);"
+        f"from pathlib import Path; p = make_plan(Path({str(stub)!r}), seeds=1); copy = runner._copy_code;"
+        "runner._copy_code = lambda *a: (copy(*a), resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1)));"
         "b = runner.run_plan(p, say=print); print(b.failures)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=os.path.dirname(__file__))
     folder = place / "runs" / "stub"
     assert "FAILED in cell ?: cannot write: [Errno 27] File too large" in done.stdout, done
     assert not list(folder.glob("[0-9a-f]*/record.json")) and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
-    assert rows(runner.run_plan(make_plan(stub, seeds=1), say=quiet)) == undisturbed([0]) and not list(folder.glob(".tmp-*"))
+    assert rows(runner.run_plan(make_plan(stub, seeds=1), say=quiet)) == undisturbed([0]) and not list(
+        folder.glob(".tmp-*")
+    )
 
 
-# --- afterwards ---------------------------------------------------------------------------------------------------------
+# --- afterwards -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -199,15 +161,28 @@ def test_runs_are_listed_shown_and_compared(kept, mmkit):
     runs = {header["parameters"]["seed"]: header["key"] for header in kept.batch.headers}
     assert mmkit("runs", "list", check=0).stdout.startswith("stub: 2 of 4 runs done, 2 failed; lab, begun 20")
     listed = mmkit("runs", "list", "stub", check=0).stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["done", "done", "failed", "failed", "3"] and "mmkit runs clean stub" in listed[-1]
+    assert [line.split()[0] for line in listed] == [
+        "done",
+        "done",
+        "failed",
+        "failed",
+        "3",
+    ] and "mmkit runs clean stub" in listed[-1]
     shown = list(browse.show(runs[1][:10]))
-    assert "parameters.seed: 1" in shown and any(line.startswith('a, stub, {"mode": "fine", "pairs": 64}: accuracy 0.') for line in shown)
+    assert "parameters.seed: 1" in shown and any(
+        line.startswith('a, stub, {"mode": "fine", "pairs": 64}: accuracy 0.') for line in shown
+    )
     compared = list(browse.diff(runs[0], runs[1]))
-    assert "parameters.seed: 0 | 1" in compared and any(line.startswith("a stub mode=fine pairs=64 accuracy: 0.") for line in compared)
+    assert "parameters.seed: 0 | 1" in compared and any(
+        line.startswith("a stub mode=fine pairs=64 accuracy: 0.") for line in compared
+    )
     assert not any(line.startswith("versions") for line in compared)
     failed = kept.batch.failures[0]["key"]
     assert any("ZeroDivisionError" in line for line in browse.show(failed))
-    for call, message in ((lambda: list(browse.show("zz")), "0 runs have a key"), (lambda: list(browse.runs("stubb")), "unknown plan with runs 'stubb': did you mean 'stub'")):
+    for call, message in (
+        (lambda: list(browse.show("zz")), "0 runs have a key"),
+        (lambda: list(browse.runs("stubb")), "unknown plan with runs 'stubb': did you mean 'stub'"),
+    ):
         with pytest.raises(MmkitError, match=message):
             call()
 
@@ -229,16 +204,31 @@ def test_no_runs_at_all_are_said(place):
 def test_ten_thousand_runs_are_listed_without_the_engines_imports(place, mmkit):
     folder = place / "runs" / "many"
     keys = [f"{number:016x}" for number in range(10_000)]
-    header = {"seconds": 10.4, "finished": "2026-01-01T00:00:00+00:00", "versions": records.versions(), "hardware": records.hardware()}
+    header = {
+        "seconds": 10.4,
+        "finished": "2026-01-01T00:00:00+00:00",
+        "versions": records.versions(),
+        "hardware": records.hardware(),
+    }
     for key in keys:
         (folder / key).mkdir(parents=True)
         (folder / key / "record.json").write_text(json.dumps(header | {"key": key}, indent=1))
-    (folder / "plan.json").write_text(json.dumps({"runs": [{"key": key, "label": f"run {key}"} for key in [*keys, "f" * 16]]}))
+    (folder / "plan.json").write_text(
+        json.dumps({"runs": [{"key": key, "label": f"run {key}"} for key in [*keys, "f" * 16]]})
+    )
     done = mmkit("runs", "list", "many", check=0)
     lines = done.stdout.splitlines()
-    assert len(lines) == 10_001 and lines[2] == "done    0000000000000002      10 s  2026-01-01T00:00:00+00:00  run 0000000000000002" and lines[-1].startswith("to do ")
-    # what is needed to make and judge runs is not imported, which keeps the listing short (the clock is in benchmarks/engine.py)
-    script = "import sys; from mmkit.repro import browse; list(browse.runs('many')); print([name for name in sys.modules if name in ('numpy', 'jupyter_client', 'pydantic', 'psutil')])"
+    assert (
+        len(lines) == 10_001
+        and lines[2] == "done    0000000000000002      10 s  2026-01-01T00:00:00+00:00  run 0000000000000002"
+        and lines[-1].startswith("to do ")
+    )
+    # what is needed to make and judge runs is not imported, which keeps the listing short (the clock is in
+    # benchmarks/engine.py)
+    script = (
+        "import sys; from mmkit.repro import browse; list(browse.runs('many'));"
+        "print([name for name in ('numpy', 'jupyter_client', 'pydantic', 'psutil') if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -253,7 +243,11 @@ def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal(kept):
     terminal = os.read(leader, 1 << 16)
     os.close(follower), os.close(leader)
     lines = done.stdout.decode().splitlines()
-    assert "1 of 4 runs are there already" in lines and sum("done (" in line for line in lines) == 1 and sum("FAILED in cell act-cell" in line for line in lines) == 2
+    assert (
+        "1 of 4 runs are there already" in lines
+        and sum("done (" in line for line in lines) == 1
+        and sum("FAILED in cell act-cell" in line for line in lines) == 2
+    )
     assert re.search(rb"stub: +\d+%.*\d/4 .*(s/ run|run/s)", terminal) and "\r" not in done.stdout.decode()
 
 
@@ -266,15 +260,10 @@ def test_only_what_no_plan_asks_for_is_removed(kept):
         list(browse.tidy("stub", really=True))
     assert len(list(browse.tidy("stub", really=True))) == 3
     assert keys_in(kept.folder) == before & asked and not list(kept.folder.glob("failed/*"))
-    assert rows(runner.load(kept.folder)) == undisturbed([0, 1]) and records.read(kept.folder / sorted(before & asked)[0])
+    assert rows(batches.load(kept.folder)) == undisturbed([0, 1]) and records.read(
+        kept.folder / sorted(before & asked)[0]
+    )
 
 
 def keys_in(folder):
     return {path.parent.name for path in folder.glob("*/run.json")}
-
-
-def test_the_imports_of_notebooks_are_found(place):
-    stub = write(place / "20_stub.ipynb", magic="%matplotlib inline\nimport never", late="def f():\n    import inner\nfrom a.b import (c,\n    d)")
-    found = warm.imports([stub, stub])
-    assert "from a.b import c, d" in found and "import numpy as np" in found and not any("never" in line or "inner" in line for line in found)
-    assert len(found) == len(set(found)) and plan.expand(make_plan(stub, seeds=1))

@@ -18,13 +18,18 @@ def term(values, weight=1.0, space="test", count=None):
 
 def crossed(rng, seeds, clusters, of_seed, of_cluster, of_cell):
     """Null differences with seed, cluster and cell noise, (S, C)."""
-    return rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_cluster, clusters) + rng.normal(0, of_cell, (seeds, clusters))
+    return (
+        rng.normal(0, of_seed, (seeds, 1))
+        + rng.normal(0, of_cluster, clusters)
+        + rng.normal(0, of_cell, (seeds, clusters))
+    )
 
 
 def naive_draw(rng, terms):
     """One crossed bootstrap draw by loops over seeds, clusters and terms."""
     seeds = len(terms[0].total)
-    picked = {space: rng.integers(0, C, C) for space, C in {t.space: t.total.shape[1] for t in terms}.items()}
+    sizes = {t.space: t.total.shape[1] for t in terms}
+    picked = {space: rng.integers(0, C, C) for space, C in sizes.items()}
     effect = 0.0
     for seed in rng.integers(0, seeds, seeds):
         for t in terms:
@@ -44,7 +49,9 @@ def test_crossed_draws_equal_a_naive_loop():
     slow = np.array([naive_draw(rng, terms) for _ in range(4000)])
     fast = stats.crossed_draws(terms, draws=20_000)
     levels = [0.025, 0.25, 0.5, 0.75, 0.975]
-    assert np.allclose(np.quantile(slow, levels), np.quantile(fast, levels), atol=0.06 * fast.std() + 0.03 * abs(fast).max())
+    assert np.allclose(
+        np.quantile(slow, levels), np.quantile(fast, levels), atol=0.06 * fast.std() + 0.03 * abs(fast).max()
+    )
     assert scipy_stats.ks_2samp(slow, fast).pvalue > 0.01
 
 
@@ -63,12 +70,20 @@ def test_seeds_alone_give_students_interval():
     effects = np.random.default_rng(2).normal(0.3, 1, 12)
     estimate = stats.paired_bootstrap([term(effects[:, None], space=None)], draws=200_000)
     expected = scipy_stats.t.interval(0.95, 11, effects.mean(), scipy_stats.sem(effects))
-    assert estimate.error == pytest.approx(scipy_stats.sem(effects)) and estimate.df == pytest.approx(11) and estimate.clusters == 0
+    assert (
+        estimate.error == pytest.approx(scipy_stats.sem(effects))
+        and estimate.df == pytest.approx(11)
+        and estimate.clusters == 0
+    )
     assert np.allclose([estimate.low, estimate.high], expected, atol=0.08 * (expected[1] - expected[0]))
-    assert np.allclose(stats.t_interval([term(effects[:, None], space=None)]), [effects.mean(), *expected]), "exactly, where nothing is drawn"
+    assert np.allclose(stats.t_interval([term(effects[:, None], space=None)]), [effects.mean(), *expected]), (
+        "exactly, where nothing is drawn"
+    )
     both = [term(crossed(np.random.default_rng(14), 6, 20, 0.3, 0.5, 1)), term(effects[:6, None], -0.5, None)]
     drawn = stats.paired_bootstrap(both, draws=100_000)
-    assert np.allclose(stats.t_interval(both), [drawn.effect, drawn.low, drawn.high], atol=0.1 * (drawn.high - drawn.low))
+    assert np.allclose(
+        stats.t_interval(both), [drawn.effect, drawn.low, drawn.high], atol=0.1 * (drawn.high - drawn.low)
+    )
 
 
 def test_two_way_variance_is_that_of_the_effect():
@@ -81,7 +96,9 @@ def test_two_way_variance_is_that_of_the_effect():
     assert plain > 1.3 * truth, "unscaled, crossed draws are too wide: that is why they are scaled"
     scaled = np.concatenate([term(values).total for values in made[:1]])
     same = np.repeat(scaled[:1], 6, axis=0)
-    assert stats.two_way_variance([term(same)])[0] == pytest.approx(same[0].var(ddof=1) / 30), "equal seeds leave the clusters' variance"
+    assert stats.two_way_variance([term(same)])[0] == pytest.approx(same[0].var(ddof=1) / 30), (
+        "equal seeds leave the clusters' variance"
+    )
 
 
 def test_terms_on_one_split_share_their_clusters():
@@ -104,7 +121,11 @@ def test_sign_flip_of_many_seeds_is_simulated():
     effects = np.random.default_rng(5).normal(0.3, 1, 13)
     reference = scipy_stats.permutation_test((effects,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
     assert stats.sign_flip(effects) == pytest.approx(reference, rel=0.1)
-    assert stats.sign_flip(np.ones(5)) == 2 / 32 and stats.sign_flip(np.ones(6)) == 2 / 64 and stats.sign_flip(np.zeros(6)) == 1.0
+    assert (
+        stats.sign_flip(np.ones(5)) == 2 / 32
+        and stats.sign_flip(np.ones(6)) == 2 / 64
+        and stats.sign_flip(np.zeros(6)) == 1.0
+    )
 
 
 def test_holm_by_hand():
@@ -119,7 +140,9 @@ def test_tost_agrees_with_two_t_tests():
         above = scipy_stats.ttest_1samp(effects, -margin, alternative="greater").pvalue
         below = scipy_stats.ttest_1samp(effects, margin, alternative="less").pvalue
         assert abs(max(above, below) - 0.05) > 0.02, "a clear case, so that drawing cannot decide it"
-        assert stats.tost(stats.paired_bootstrap([term(effects[:, None], space=None)]), margin) == (max(above, below) < 0.05)
+        assert stats.tost(stats.paired_bootstrap([term(effects[:, None], space=None)]), margin) == (
+            max(above, below) < 0.05
+        )
 
 
 def test_smallest_detectable_is_found_four_times_in_five():
@@ -133,7 +156,8 @@ def test_probability_of_improvement_counts_ties_half():
 
 
 REPEATS = 2500  # simulation error of a share near 5 %: 0.44 %, so that the bounds of 3 and 7 % are four of them away
-SETTINGS = {  # seeds, standard deviations of seeds, of clusters and of single items, captions of the smallest and the largest cluster
+# Seeds; standard deviations of seeds, of clusters and of single items; captions of the smallest and largest cluster.
+SETTINGS = {
     "clustered": (10, (0.0, 0.5, 1.0), (3, 3)),
     "clustered, six seeds": (6, (0.0, 0.5, 1.0), (3, 3)),
     "seeds differ": (10, (0.3, 0.0, 1.0), (3, 3)),
@@ -144,7 +168,8 @@ SETTINGS = {  # seeds, standard deviations of seeds, of clusters and of single i
 
 
 def null_comparisons(name, clusters=40):
-    """Sums and counts, (S, C), of paired differences of two equal arms, and the share of such comparisons that counting every item would call different."""
+    """Sums and counts, (S, C), of paired differences of two equal arms, and the share of such comparisons that counting
+    every item would call different."""
     seeds, (of_seed, of_cluster, of_item), (fewest, most) = SETTINGS[name]
     rng = np.random.default_rng([8, *map(ord, name)])
     sizes = rng.integers(fewest, most + 1, clusters)
@@ -152,14 +177,17 @@ def null_comparisons(name, clusters=40):
     count = np.broadcast_to(sizes.astype(float), (seeds, clusters))
     made, naive = [], 0
     for _ in range(REPEATS):
-        items = crossed(rng, seeds, clusters, of_seed, of_cluster, of_item / 2)[:, owner] + rng.normal(0, of_item, (seeds, len(owner)))
+        items = crossed(rng, seeds, clusters, of_seed, of_cluster, of_item / 2)[:, owner] + rng.normal(
+            0, of_item, (seeds, len(owner))
+        )
         made.append(np.add.reduceat(items, np.cumsum(sizes) - sizes, axis=1))
         naive += abs(items.mean()) > 1.96 * items.std() / np.sqrt(items.size)  # where a bootstrap over items ends, too
     return made, count, naive / REPEATS
 
 
 def drawn_alike(count, draws, block):
-    """`stats.crossed_draws` of one term, its multinomial weights drawn once for many comparisons, which take turns with blocks of them."""
+    """`stats.crossed_draws` of one term, its multinomial weights drawn once for many comparisons, which take turns with
+    blocks of them."""
     rng, (seeds, clusters) = np.random.default_rng(0), count.shape
     weights = stats._multinomial(rng, np.zeros(clusters, dtype=int), draws)
     share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds / np.maximum(weights @ count.T, 1e-9)
@@ -180,12 +208,18 @@ def test_intervals_cover_and_verdicts_err_as_often_as_they_say(name, monkeypatch
     covered = called = 0
     for total in made:
         estimate = stats.paired_bootstrap([stats.Term(total, count, 1.0, "test")])
-        verdict, _ = claims.decide(declared, estimate, max(claims.two_way_p(estimate), stats.sign_flip(estimate.effects)))
+        verdict, _ = claims.decide(
+            declared, estimate, max(claims.two_way_p(estimate), stats.sign_flip(estimate.effects))
+        )
         called += verdict in ("supported", "contradicted")
         covered += estimate.low <= 0 <= estimate.high
-    print(f"{name}: the interval covers {covered / REPEATS:.1%}, a verdict errs {called / REPEATS:.1%}, counting items {naive:.1%}")
+    print(
+        f"{name}: the interval covers {covered / REPEATS:.1%}, a verdict errs {called / REPEATS:.1%}, counting items "
+        f"{naive:.1%}"
+    )
     assert 0.93 <= covered / REPEATS <= 0.97
-    # Six seeds reach p = 2/64 or 4/64 by flipping signs and nothing between: where it is the seeds that differ, a verdict errs in 3.1 % at most.
+    # Six seeds reach p = 2/64 or 4/64 by flipping signs and nothing between: where it is the seeds that differ, a
+    # verdict errs in 3.1 % at most.
     fewest, most = (0.01, 2 / 64 + 0.014) if name == "seeds differ, six of them" else (0.03, 0.07)
     assert fewest <= called / REPEATS <= most
     if name != "independent":
@@ -193,7 +227,8 @@ def test_intervals_cover_and_verdicts_err_as_often_as_they_say(name, monkeypatch
 
 
 def test_coverage_is_the_same_for_every_true_effect():
-    """So that it is enough to simulate with an effect of 0; and a bootstrap over items is as wide as the formula that stands for it above."""
+    """So that it is enough to simulate with an effect of 0; and a bootstrap over items is as wide as the formula that
+    stands for it above."""
     rng = np.random.default_rng(13)
     values = crossed(rng, 6, 20, 0.3, 0.5, 1)
     at_zero, moved = (stats.paired_bootstrap([term(values + shift)], draws=1000) for shift in (0.0, 0.7))
@@ -212,7 +247,11 @@ def test_seeds_needed_find_the_effect_four_times_in_five():
     fewer = (scipy_stats.ttest_1samp(drawn[:, : number - 3], 0, axis=1).pvalue < 0.05).mean()
     assert 0.78 < found < 0.85 and fewer < 0.78
     assert stats.seeds_needed(effects, 0.6 * spread) == stats.seeds_needed(-effects, -0.6 * spread)
-    assert stats.seeds_needed(effects, 100.0) == 6 and stats.seeds_needed(effects, 1e-4) is None and stats.seeds_needed(np.ones(8), 0.01) == 6
+    assert (
+        stats.seeds_needed(effects, 100.0) == 6
+        and stats.seeds_needed(effects, 1e-4) is None
+        and stats.seeds_needed(np.ones(8), 0.01) == 6
+    )
 
 
 def test_interquartile_mean_and_profile_by_hand():
@@ -223,7 +262,9 @@ def test_interquartile_mean_and_profile_by_hand():
 
 def test_stratified_interval_draws_seeds_within_their_case():
     far_apart = np.repeat([[0.0], [100.0]], 5, axis=1)
-    assert stats.stratified_interval(far_apart, np.mean) == (50.0, 50.0), "cases are not drawn, so seeds that agree leave nothing open"
+    assert stats.stratified_interval(far_apart, np.mean) == (50.0, 50.0), (
+        "cases are not drawn, so seeds that agree leave nothing open"
+    )
     scores = np.random.default_rng(12).normal(0, 1, (4, 25))
     low, high = stats.stratified_interval(scores, np.mean)
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt((scores.var(axis=1) / 25).mean() / 4), rel=0.08)

@@ -10,16 +10,22 @@ from mmkit.repro.claims import aligned_terms
 from mmkit.repro.records import Result
 
 CONTROLS = ("shuffled_pairs", "blank_image", "blank_text", "image_only", "text_only")
-KNOBS = {"pairs": lambda a, b: abs(math.log2(a / b)), "both": lambda a, b: 4 * abs(a - b), "image_share": lambda a, b: 4 * abs(a - b)}
+KNOBS = {
+    "pairs": lambda a, b: abs(math.log2(a / b)),
+    "both": lambda a, b: 4 * abs(a - b),
+    "image_share": lambda a, b: 4 * abs(a - b),
+}
 """How far two settings of a knob are apart: a doubling of the pairs counts as much as a quarter of a share."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the chooser says. condition: the recorded one nearest to the case, `distance` from it (0: exactly recorded).
+    """What the chooser says.
 
-    table: per arm, best first: arm, mean, flops, difference to the best with its 95 % interval (`stats.t_interval`: a slider waits for it), tied with the best or not.
-    arm: the cheapest of those not told apart from the best."""
+    arm: the cheapest of those not told apart from the best. condition: the recorded one nearest to the case, `distance`
+    from it (0: exactly recorded). table: per arm, best first: arm, mean, flops, difference to the best with its 95 %
+    interval (`stats.t_interval`: a slider waits for it), tied with the best or not.
+    """
 
     arm: str
     condition: dict
@@ -40,10 +46,12 @@ def cases(results: Sequence[Result], *, task: str) -> list[dict]:
 
 
 def choose(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy", **case) -> Choice:
-    """The arm to take for a case (`pairs=256, both=0.5, image_share=0.5`), from the records of the nearest recorded one.
+    """The arm to take for a case (`pairs=256, both=0.5, image_share=0.5`), by the records of the nearest recorded one.
 
-    score: what to be good at; `ood_style/accuracy` asks for the best out of domain. Raises MmkitError for an unknown knob, pairs that are
-    not above 0, a task, knob or score without records, or records of fewer than two arms or seeds."""
+    score: what to be good at; `ood_style/accuracy` asks for the best out of domain.
+    Raises MmkitError for an unknown knob, pairs that are not above 0, a task, knob or score without records, or records
+    of fewer than two arms or seeds.
+    """
     for name in case:
         if name not in KNOBS:
             raise unknown("knob of the chooser", name, KNOBS)
@@ -55,11 +63,15 @@ def choose(results: Sequence[Result], *, task: str = "answering", score: str = "
         raise unknown("task with records", task, {result.row["task"] for result in results})
     comparable = [there for there in recorded if case.keys() <= there.keys()]
     if not comparable:
-        raise MmkitError(f"no recorded case of {task} has all of {', '.join(case)}: leave out what is none of {', '.join(dict.fromkeys(name for there in recorded for name in there))}")
+        known = ", ".join(dict.fromkeys(name for there in recorded for name in there))
+        raise MmkitError(f"no recorded case of {task} has all of {', '.join(case)}: leave out what is none of {known}")
     nearest = min(comparable, key=lambda there: _distance(case, there))
     arms = _by_arm([r for r in results if r.row["task"] == task and _knobs(r) == nearest], score)
-    means = {arm: sum(r.row["scores"][score] for r in found.values()) / len(found) for arm, found in arms.items()}
-    higher = all(r.row["metrics"][score]["higher_is_better"] for found in arms.values() for r in found.values())
+    means = {}
+    for arm, found in arms.items():
+        means[arm] = sum(result.row["scores"][score] for result in found.values()) / len(found)
+    first = next(iter(next(iter(arms.values())).values()))
+    higher = first.row["metrics"][score]["higher_is_better"]
     order = sorted(means, key=means.get, reverse=higher)
     table = [_row(arm, order[0], arms, means, score) for arm in order]
     arm = min((row for row in table if row["tied"]), key=lambda row: row["flops"])["arm"]
@@ -67,7 +79,8 @@ def choose(results: Sequence[Result], *, task: str = "answering", score: str = "
 
 
 def regrets(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy") -> list[dict]:
-    """The chooser tested on itself: for each recorded case, the arm chosen without it, and how far its mean lies from the best there."""
+    """The chooser tested on itself: for each recorded case, the arm chosen without it, and how far its mean lies from
+    the best there."""
     found = []
     for case in cases(results, task=task):
         rest = [r for r in results if r.row["task"] == task and _knobs(r) != case]
@@ -91,21 +104,43 @@ def _distance(case: dict, there: dict) -> float:
 def _by_arm(results: Sequence[Result], score: str) -> dict[str, dict[int, Result]]:
     arms: dict[str, dict[int, Result]] = {}
     for result in results:
-        if result.row["arm"] not in CONTROLS and score in result.row["scores"]:
-            other = arms.setdefault(result.row["arm"], {}).setdefault(result.row["seed"], result)
-            if other is not result:
-                apart = sorted(name for name, value in result.condition.items() if other.condition.get(name) != value)
-                raise MmkitError(f"the chooser found two results of {result.row['arm']!r}, seed {result.row['seed']}, in one case; they differ in {', '.join(apart) or 'nothing it knows of'}: give it the records of one of them")
-    seeds = set.intersection(*map(set, arms.values())) if arms else set()
+        arm, seed = result.row["arm"], result.row["seed"]
+        if arm in CONTROLS or score not in result.row["scores"]:
+            continue
+        other = arms.setdefault(arm, {}).setdefault(seed, result)
+        if other is not result:
+            apart = sorted(name for name, value in result.condition.items() if other.condition.get(name) != value)
+            differ = f"they differ in {', '.join(apart) or 'nothing it knows of'}: give it the records of one of them"
+            raise MmkitError(f"the chooser found two results of {arm!r}, seed {seed}, in one case; {differ}")
+    seeds = sorted(set.intersection(*map(set, arms.values()))) if arms else []
     if len(arms) < 2 or len(seeds) < 2:
-        raise MmkitError(f"the chooser needs records of at least two arms over two common seeds with the score {score!r}; there are {len(arms)} arms and {len(seeds)} seeds")
-    return {arm: {seed: found[seed] for seed in sorted(seeds)} for arm, found in arms.items()}
+        wanted = f"records of at least two arms over two common seeds with the score {score!r}"
+        raise MmkitError(f"the chooser needs {wanted}; there are {len(arms)} arms and {len(seeds)} seeds")
+    return {arm: dict(zip(seeds, map(found.get, seeds), strict=True)) for arm, found in arms.items()}
 
 
 def _row(arm: str, best: str, arms: dict, means: dict, score: str) -> dict:
     flops = sum(r.row["cost"]["flops"] for r in arms[arm].values()) / len(arms[arm])
     if arm == best:
-        return {"arm": arm, "mean": means[arm], "flops": flops, "difference": 0.0, "low": 0.0, "high": 0.0, "tied": True}
-    terms = aligned_terms([(1.0, score, None, list(arms[arm].values())), (-1.0, score, None, list(arms[best].values()))])
+        return {
+            "arm": arm,
+            "mean": means[arm],
+            "flops": flops,
+            "difference": 0.0,
+            "low": 0.0,
+            "high": 0.0,
+            "tied": True,
+        }
+    terms = aligned_terms(
+        [(1.0, score, None, list(arms[arm].values())), (-1.0, score, None, list(arms[best].values()))]
+    )
     difference, low, high = stats.t_interval(terms)
-    return {"arm": arm, "mean": means[arm], "flops": flops, "difference": difference, "low": low, "high": high, "tied": low <= 0 <= high}
+    return {
+        "arm": arm,
+        "mean": means[arm],
+        "flops": flops,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "tied": low <= 0 <= high,
+    }

@@ -1,37 +1,35 @@
 """Claims, written down before the run, and the verdicts their records earn."""
 
-import json
 import math
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
-from itertools import pairwise
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, Field, model_validator
 from scipy.stats import t as student
 
 from mmkit.errors import MmkitError, unknown
 from mmkit.repro import paths, stats
-from mmkit.repro.plan import LOADER, STRICT, Plan, read_yaml
+from mmkit.repro.plan import STRICT, Plan
 from mmkit.repro.records import Result
 from mmkit.repro.stats import FEWEST_SEEDS
+from mmkit.yamls import read_model
 
 LEVEL = 0.05
-WORDING = ("statement", "source", "scope", "limits", "unit")  # the rest of a claim is what it tests
 RULE = (
-    "The effect is the weighted sum of the terms' mean scores, paired by seed; its 95 % interval is a two-level bootstrap over seeds and clusters. "
-    "There is evidence of a difference when the interval leaves 0 out and the claim's two-sided test, adjusted by Holm within its family, has p <= 0.05. "
-    "In this order: not evidence - a smoke run, or fewer than 6 seeds; equivalent - the 90 % interval lies within the smallest effect that matters (TOST); "
-    "supported - evidence in the claimed direction, and the effect is at least the smallest that matters; contradicted - evidence in the opposite direction; "
-    "inconclusive - everything else. A claim of equality is supported when TOST passes, and contradicted by evidence of an effect at least as large as the smallest that matters."
+    "The effect is the weighted sum of the terms' mean scores, paired by seed; its 95 % interval is a two-level "
+    "bootstrap over seeds and clusters. There is evidence of a difference when the interval leaves 0 out and the "
+    "claim's two-sided test, adjusted by Holm within its family, has p <= 0.05. "
+    "In this order: not evidence - a smoke run, or fewer than 6 seeds; equivalent - the 90 % interval lies within the "
+    "smallest effect that matters (TOST); "
+    "supported - evidence in the claimed direction, and the effect is at least the smallest that matters; "
+    "contradicted - evidence in the opposite direction; inconclusive - everything else. A claim of equality is "
+    "supported when TOST passes, and contradicted by evidence of an effect at least as large as the smallest that "
+    "matters."
 )
+COST = Literal["flops", "seconds", "peak_bytes", "parameters_trained", "parameters_total"]
 
 
 class ClaimTerm(BaseModel):
@@ -40,7 +38,7 @@ class ClaimTerm(BaseModel):
     model_config = STRICT
     arm: str
     score: str | None = None
-    cost: Literal["flops", "seconds", "peak_bytes", "parameters_trained", "parameters_total"] | None = None
+    cost: COST | None = None
     condition: dict[str, object] = {}
     weight: float
 
@@ -56,9 +54,11 @@ class ClaimTerm(BaseModel):
 
 
 class Claim(BaseModel):
-    """A claim declared before its runs. test: `sign-flip` takes the larger p-value of the sign-flip test over seeds and the
-    two-way t test over seeds and clusters; `t` takes the latter alone (with 6 seeds the sign-flip test cannot pass Holm in
-    a family of two)."""
+    """A claim declared before its runs.
+
+    test: `sign-flip` takes the larger p-value of the sign-flip test over seeds and the two-way t test over seeds and
+    clusters; `t` takes the latter alone (with 6 seeds the sign-flip test cannot pass Holm in a family of two).
+    """
 
     model_config = STRICT
     id: str
@@ -103,9 +103,13 @@ class ClaimFile(BaseModel):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim. estimate is None when no result matches it. p: of the claim's test; p_holm: adjusted within
-    its family. improvement: the share of seeds whose effect has the claimed sign. compute_ratio: FLOPs of the terms with
-    positive weight over those with negative weight, None without both. detectable: nan with one seed, which says nothing of their spread. left_out: seeds that not every term has."""
+    """What became of a claim.
+
+    estimate: None when no result matches it. p: of the claim's test; p_holm: adjusted within its family. improvement:
+    the share of seeds whose effect has the claimed sign. compute_ratio: FLOPs of the terms with positive weight over
+    those with negative weight, None without both. detectable: nan with one seed, which says nothing of their spread.
+    left_out: seeds that not every term has.
+    """
 
     claim: Claim
     verdict: str
@@ -121,8 +125,8 @@ class Verdict:
 
 
 def read_claims(ids: Sequence[str] | None = None, path: Path | None = None) -> list[Claim]:
-    """Claims by their ids, in that order (default: all), from `notebooks/claims.yaml`. Raises: MmkitError, see `read_yaml`."""
-    claims = {claim.id: claim for claim in read_yaml(path or paths.notebooks() / "claims.yaml", ClaimFile).claims}
+    """Claims by their ids, in that order (default: all), from `notebooks/claims.yaml`. Raises: MmkitError."""
+    claims = {claim.id: claim for claim in read_model(path or paths.notebooks() / "claims.yaml", ClaimFile).claims}
     for name in ids or ():
         if name not in claims:
             raise unknown("claim", name, claims)
@@ -130,66 +134,34 @@ def read_claims(ids: Sequence[str] | None = None, path: Path | None = None) -> l
 
 
 def waiting(manifest: dict) -> dict[str, list[Claim]]:
-    """The claims that neither a published run nor the manifest's own puts to the test, by the plan that would; `""` for those without a plan."""
+    """The claims that neither a published run nor the manifest's own puts to the test.
+
+    They are listed by the plan that would test them; `""` holds those without a plan.
+    """
     folder, found = paths.notebooks(), {}
-    ran = {claim["id"] for run in [manifest, *map(paths.read_json, folder.glob("records/*/plan.json"))] for claim in run["claims"]}
-    planned = {name: path.stem for path in sorted(folder.glob("plans/*.yaml")) for name in read_yaml(path, Plan).claims}
+    published = map(paths.read_json, folder.glob("records/*/plan.json"))
+    ran = {claim["id"] for run in (manifest, *published) for claim in run["claims"]}
+    plans = {path.stem: read_model(path, Plan).claims for path in sorted(folder.glob("plans/*.yaml"))}
+    planned = {name: plan for plan, names in plans.items() for name in names}
     for claim in read_claims():
         if claim.id not in ran:
             found.setdefault(planned.get(claim.id, ""), []).append(claim)
     return found
 
 
-def history(manifest: dict, *, folder: Path | None = None) -> dict[str, str]:
-    """For each claim of a plan's manifest, in a sentence: when it was declared and changed, by git, and what of that came after its first published run.
-
-    What a run says of a claim counts as a version, since the file may be committed after the run that used it."""
-    folder = folder or paths.notebooks()
-    files = [(when, yaml.load(text, LOADER)["claims"]) for when, text in _versions(folder / "claims.yaml")]
-    runs = [manifest, *(json.loads(text) for _, text in _versions(folder / "records" / manifest["plan"]["name"] / "plan.json"))]
-    ran = [(datetime.fromisoformat(run.get("declared", run["started"])), datetime.fromisoformat(run["started"]), run["claims"]) for run in runs]
-    versions = sorted([(when, None, claims) for when, claims in files] + ran, key=itemgetter(0))
-    states = {claim["id"]: [] for claim in manifest["claims"]}
-    for when, begun, claims in versions:
-        for claim in (claim for claim in claims if claim["id"] in states):
-            terms = [{key: value for key, value in term.items() if value not in (None, {})} for term in claim["terms"]]  # what is not written is as if it were
-            full = {name: claim.get(name, field.default) for name, field in Claim.model_fields.items()} | {"terms": terms}
-            states[claim["id"]].append((when, begun, full))
-    return {name: _told(found) for name, found in states.items()}
-
-
-def _told(states: list[tuple[datetime, datetime | None, dict]]) -> str:
-    """The history of one claim, from its versions: when, when the run began that says so, and what it said."""
-    day = lambda when: f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"  # noqa: E731
-    first, committed = min(begun for _, begun, _ in states if begun), [when for when, begun, _ in states if not begun]
-    if not committed:
-        return f"not known: git has no history of this claim here; it was run as it stands on {day(first)}"
-    late = f"declared on {day(states[0][0])}, after its first run on record" if states[0][0] > first else f"declared with its first run on record, in git since {day(committed[0])}"
-    said = [(f"declared on {day(committed[0])}, before its first run on record" if committed[0] < first else late) + f" ({day(first)})"]
-    for (_, _, old), (when, _, new) in pairwise(states):
-        if old != new:
-            what = "wording" if all(old[key] == new[key] for key in old if key not in WORDING) else "terms"
-            said.append(f"{what} changed on {day(when)}, {'after' if when > first else 'before'} its first run on record")
-    return "; ".join(said)
-
-
-def _versions(path: Path) -> Iterator[tuple[datetime, str]]:
-    """Time and text of every committed version of a file, oldest first; none outside of a git checkout, without git, or where the checkout is shallow."""
-    git = partial(subprocess.run, cwd=path.parent, capture_output=True, encoding="utf-8", timeout=20, check=True)
-    try:
-        if git(["git", "rev-parse", "--is-shallow-repository"]).stdout.strip() == "false":
-            for line in git(["git", "log", "--reverse", "--diff-filter=AM", "--format=%H %cI", "--", path.name]).stdout.splitlines():
-                commit, when = line.split()
-                yield datetime.fromisoformat(when), git(["git", "show", f"{commit}:./{path.name}"]).stdout
-    except (OSError, subprocess.SubprocessError):  # no git, no repository or no such folder: nothing is known
-        return
-
-
-def evaluate(claims: Iterable[Claim], results: Sequence[Result], *, declared: Iterable[Claim] = (), incomplete: bool = False, draws: int = 10_000) -> list[Verdict]:
+def evaluate(
+    claims: Iterable[Claim],
+    results: Sequence[Result],
+    *,
+    declared: Iterable[Claim] = (),
+    incomplete: bool = False,
+    draws: int = 10_000,
+) -> list[Verdict]:
     """The verdict on each claim, by `RULE`. Families are those among the given claims.
 
-    declared: all claims there are; one of the same family that is not given counts in Holm's adjustment with p = 1, which makes the others' p no smaller than its own would.
-    incomplete: runs of the plan are missing, so that a claim without results is a row of the table and not an error.
+    declared: all claims there are; one of the same family that is not given counts in Holm's adjustment with p = 1,
+    which makes the others' p no smaller than its own would. incomplete: runs of the plan are missing, so that a claim
+    without results is a row of the table and not an error.
     Raises: MmkitError when a term matches no result, or several of one seed; it lists what there is.
     """
     measured = [_measure(claim, results, incomplete=incomplete, draws=draws) for claim in claims]
@@ -202,7 +174,9 @@ def evaluate(claims: Iterable[Claim], results: Sequence[Result], *, declared: It
     verdicts = []
     for verdict in measured:
         p = adjusted[verdict.claim.id]
-        name, reason = (verdict.verdict, verdict.reason) if verdict.verdict else decide(verdict.claim, verdict.estimate, p)
+        name, reason = (
+            (verdict.verdict, verdict.reason) if verdict.verdict else decide(verdict.claim, verdict.estimate, p)
+        )
         verdicts.append(replace(verdict, p_holm=p, verdict=name, reason=reason))
     return verdicts
 
@@ -213,41 +187,63 @@ def decide(claim: Claim, estimate: stats.Estimate, p: float) -> tuple[str, str]:
     evidence = p <= LEVEL and not estimate.low <= 0 <= estimate.high
     large = abs(estimate.effect) >= margin
     if stats.tost(estimate, margin):
-        return ("supported" if claim.direction == "equal" else "equivalent"), "the 90 % interval lies within the smallest effect that matters"
+        return (
+            "supported" if claim.direction == "equal" else "equivalent"
+        ), "the 90 % interval lies within the smallest effect that matters"
     if claim.direction == "equal":
-        return ("contradicted", "evidence of a difference that matters") if evidence and large else ("inconclusive", "neither equality nor a difference that matters is shown")
+        if evidence and large:
+            return "contradicted", "evidence of a difference that matters"
+        return "inconclusive", "neither equality nor a difference that matters is shown"
     if evidence and estimate.effect * claim.sign < 0:
         return "contradicted", "evidence in the opposite direction"
     if evidence and large:
         return "supported", "evidence in the claimed direction, of a size that matters"
     if evidence:
-        return "inconclusive", "the direction is as claimed, but the effect is below the smallest that matters and equivalence is not shown"
-    return "inconclusive", "the interval holds 0" if estimate.low <= 0 <= estimate.high else f"p = {p:.3f} after Holm's adjustment"
+        small = "the effect is below the smallest that matters and equivalence is not shown"
+        return "inconclusive", f"the direction is as claimed, but {small}"
+    if estimate.low <= 0 <= estimate.high:
+        return "inconclusive", "the interval holds 0"
+    return "inconclusive", f"p = {p:.3f} after Holm's adjustment"
 
 
 def _measure(claim: Claim, results: Sequence[Result], *, incomplete: bool, draws: int) -> Verdict:
     """A claim's numbers; its verdict is left empty when the rule must decide."""
     matched = [match(claim.id, term, results) for term in claim.terms]
-    seeds = sorted(set.intersection(*(set(found) for found in matched)))
-    left_out = tuple(sorted(set.union(*(set(found) for found in matched)) - set(seeds)))
+    seeds = sorted(set.intersection(*map(set, matched)))
+    left_out = tuple(sorted(set.union(*map(set, matched)) - set(seeds)))
     if not seeds:
-        absent = next((term for term, found in zip(claim.terms, matched, strict=True) if not found), None)
-        message = f"claim {claim.id}: " + (f"no result matches {absent}; there are {_what_exists(results)}" if absent else "its terms share no seed")
+        absent = [term for term, found in zip(claim.terms, matched, strict=True) if not found]
+        lack = (
+            f"no result matches {absent[0]}; there are {_what_exists(results)}" if absent else "its terms share no seed"
+        )
         if not incomplete:
-            raise MmkitError(message)
-        return Verdict(claim, "inconclusive", message, left_out=left_out)
-    terms = aligned_terms([(term.weight, term.score, term.cost, [found[seed] for seed in seeds]) for term, found in zip(claim.terms, matched, strict=True)])
+            raise MmkitError(f"claim {claim.id}: {lack}")
+        return Verdict(claim, "inconclusive", f"claim {claim.id}: {lack}", left_out=left_out)
+    asked = []
+    for term, found in zip(claim.terms, matched, strict=True):
+        asked.append((term.weight, term.score, term.cost, [found[seed] for seed in seeds]))
+    terms = aligned_terms(asked)
     if claim.scale == "log2":
         terms = [_log2(claim, number, term) for number, term in enumerate(terms)]
     estimate = stats.paired_bootstrap(terms, draws=draws)
     p = two_way_p(estimate)
-    smoke = any(found[seed].row["profile"] == "smoke" for found in matched for seed in seeds)
+    if claim.test == "sign-flip":
+        p = max(p, stats.sign_flip(estimate.effects))
+    smoke = any(result.row["profile"] == "smoke" for _, _, _, found in asked for result in found)
     few = f"{len(seeds)} seeds, at least {FEWEST_SEEDS} are needed" if len(seeds) < FEWEST_SEEDS else ""
     barred = "a smoke run" if smoke else few
-    p = max(p, stats.sign_flip(estimate.effects)) if claim.test == "sign-flip" else p
-    improvement, detectable = stats.probability_of_improvement(claim.sign * estimate.effects), stats.smallest_detectable(estimate) if len(seeds) > 1 else math.nan
-    known = {"improvement": improvement, "detectable": detectable, "compute_ratio": _compute_ratio(claim, matched, seeds)}
-    return Verdict(claim, "not evidence" if barred else "", barred, estimate, p=p, seeds=tuple(seeds), left_out=left_out, **known)
+    return Verdict(
+        claim,
+        "not evidence" if barred else "",
+        barred,
+        estimate,
+        p=p,
+        improvement=stats.probability_of_improvement(claim.sign * estimate.effects),
+        detectable=stats.smallest_detectable(estimate) if len(seeds) > 1 else math.nan,
+        compute_ratio=_compute_ratio(claim, matched, seeds),
+        seeds=tuple(seeds),
+        left_out=left_out,
+    )
 
 
 def two_way_p(estimate: stats.Estimate) -> float:
@@ -258,49 +254,63 @@ def two_way_p(estimate: stats.Estimate) -> float:
 
 
 def match(claim: str, term: ClaimTerm, results: Sequence[Result]) -> dict[int, Result]:
-    """seed -> the one result a term asks for. Raises: MmkitError when several of one seed fit; it says how they differ."""
+    """seed -> the one result a term asks for. Raises: MmkitError when several of one seed fit, saying what differs."""
     found: dict[int, Result] = {}
     for result in results:
         condition = result.condition
         fits = all(name in condition and condition[name] == value for name, value in term.condition.items())
-        if result.row["arm"] != term.arm or not fits or (term.score is not None and term.score not in result.row["scores"]):
+        if (
+            result.row["arm"] != term.arm
+            or not fits
+            or (term.score is not None and term.score not in result.row["scores"])
+        ):
             continue
         seed = result.row["seed"]
         if seed in found:
-            other = found[seed]
-            differ = {name: (other.condition.get(name), value) for name, value in condition.items() if other.condition.get(name) != value}
-            hint = f"they differ in {differ}: name one in the term's condition" if differ else "they do not differ: the arm was recorded twice under one condition"
-            raise MmkitError(f"claim {claim}: {term} matches several results of seed {seed}; {hint}")
+            other = found[seed].condition
+            differ = {name: (other.get(name), value) for name, value in condition.items() if other.get(name) != value}
+            hint = f"they differ in {differ}: name one in the term's condition"
+            same = "they do not differ: the arm was recorded twice under one condition"
+            several = f"claim {claim}: {term} matches several results of seed {seed}"
+            raise MmkitError(f"{several}; {hint if differ else same}")
         found[seed] = result
     return found
 
 
 def _what_exists(results: Sequence[Result]) -> str:
     """Arms, scores and condition values of the results, in one line."""
-    values: dict[str, set] = {"arm": set(), "score": set()}
+    values: dict[str, set[str]] = {"arm": set(), "score": set()}
     for result in results:
         values["arm"].add(result.row["arm"])
         values["score"].update(result.row["scores"])
         for name, value in result.condition.items():
-            values.setdefault(name, set()).add(value if isinstance(value, str | int | float) else str(value))
-    return "; ".join(f"{name} {', '.join(str(v) for v in sorted(found, key=str))}" for name, found in values.items()) if results else "no results at all"
+            values.setdefault(name, set()).add(str(value))
+    found = (f"{name} {', '.join(sorted(some))}" for name, some in values.items())
+    return "; ".join(found) if results else "no results at all"
 
 
 def aligned_terms(asked: Sequence[tuple[float, str | None, str | None, Sequence[Result]]]) -> list[stats.Term]:
-    """(weight, score or None, cost or None, one result a seed) as terms: (S, C) sums and counts of a score's items, with
-    common cluster columns where data and split are the same; a cost, or a median, is one number a seed."""
+    """(weight, score or None, cost or None, one result a seed) as terms.
+
+    A score gives (S, C) sums and counts of its items, with common cluster columns where data and split are the same.
+    A cost, or a median, gives one number a seed.
+    """
     built: list[stats.Term | None] = [None] * len(asked)
     spaces: dict[tuple, list[int]] = {}
     for number, (weight, score, cost, results) in enumerate(asked):
         if cost is None and all(result.row["metrics"][score]["aggregate"] == "mean" for result in results):
-            spaces.setdefault((tuple(result.row["data_hash"] for result in results), score.rpartition("/")[0]), []).append(number)
+            data = tuple(result.row["data_hash"] for result in results)
+            spaces.setdefault((data, score.rpartition("/")[0]), []).append(number)
         else:
             values = [result.row["scores"][score] if cost is None else result.row["cost"][cost] for result in results]
             column = np.array(values, dtype=float)[:, None]
             built[number] = stats.Term(column, np.ones_like(column), weight, None)
     for space, members in spaces.items():
         blocks = np.unique(space[0], return_inverse=True)[1]  # clusters of different data are different clusters
-        parts = [(blocks[seed], *result.items_of(asked[number][1])) for number in members for seed, result in enumerate(asked[number][3])]
+        parts = []
+        for number in members:
+            _, score, _, results = asked[number]
+            parts += [(block, *result.items_of(score)) for block, result in zip(blocks, results, strict=True)]
         total, count = _by_cluster(parts)
         for place, number in enumerate(members):
             rows = slice(place * len(blocks), (place + 1) * len(blocks))
@@ -312,27 +322,33 @@ def _by_cluster(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[np.nda
     """(block, values, clusters) of each part -> sums and counts, (parts, C), over the clusters of all."""
     codes = np.unique(np.concatenate([clusters for _, _, clusters in parts]), return_inverse=True)[1]
     lengths = [len(values) for _, values, _ in parts]
-    labels, columns = np.unique(np.repeat([block for block, _, _ in parts], lengths) * (codes.max() + 1) + codes, return_inverse=True)
+    blocks = np.repeat([block for block, _, _ in parts], lengths)
+    labels, columns = np.unique(blocks * (codes.max() + 1) + codes, return_inverse=True)
     total, count = np.zeros((2, len(parts), len(labels)))
     for number, mine in enumerate(np.split(columns, np.cumsum(lengths)[:-1])):
-        total[number], count[number] = np.bincount(mine, parts[number][1], len(labels)), np.bincount(mine, minlength=len(labels))
+        total[number] = np.bincount(mine, parts[number][1], len(labels))
+        count[number] = np.bincount(mine, minlength=len(labels))
     return total, count
 
 
 def _log2(claim: Claim, number: int, term: stats.Term) -> stats.Term:
     if term.total.min() <= 0:
-        raise MmkitError(f"claim {claim.id}: {claim.terms[number]} is {term.total.min():g} for a seed, and its logarithm is asked for: claim it on the identity scale")
+        what = f"{claim.terms[number]} is {term.total.min():g} for a seed, and its logarithm is asked for"
+        raise MmkitError(f"claim {claim.id}: {what}: claim it on the identity scale")
     return stats.Term(np.log2(term.total), term.count, term.weight, None)
 
 
 def _compute_ratio(claim: Claim, matched: list[dict[int, Result]], seeds: list[int]) -> float | None:
-    """Geometric mean over seeds of the FLOPs spent for the terms of positive weight over those of negative weight; None where both sides hold the same arms."""
-    first, second = ({term.arm for term in claim.terms if (term.weight > 0) == positive} for positive in (True, False))
-    if first == second:
-        return None
-    sides = {1: np.zeros(len(seeds)), -1: np.zeros(len(seeds))}
+    """FLOPs spent for the terms of positive weight over those of negative weight, the geometric mean over seeds.
+
+    None where both sides hold the same arms, or one side is empty.
+    """
+    gains, losses = np.zeros((2, len(seeds)))
+    arms = {True: set(), False: set()}
     for term, found in zip(claim.terms, matched, strict=True):
-        sides[1 if term.weight > 0 else -1] += [found[seed].row["cost"]["flops"] for seed in seeds]
-    if not (sides[1].min() > 0 and sides[-1].min() > 0):
+        arms[term.weight > 0].add(term.arm)
+        side = gains if term.weight > 0 else losses
+        side += [found[seed].row["cost"]["flops"] for seed in seeds]
+    if arms[True] == arms[False] or not (gains.min() > 0 and losses.min() > 0):
         return None
-    return float(2 ** np.mean(np.log2(sides[1] / sides[-1])))
+    return float(2 ** np.mean(np.log2(gains / losses)))

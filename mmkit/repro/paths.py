@@ -1,12 +1,14 @@
-"""Where the checkout, its notebooks and the runs are, and what a run's folder says; light, so that listing runs is quick."""
+"""Where the checkout, its notebooks and the runs are; light, so that listing runs is quick."""
 
 import json
 import os
+import re
 from pathlib import Path
 
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, unknown
 
 LOG = "stderr.txt"
+NAME = r"[a-z0-9][a-z0-9_-]*"
 
 
 def notebooks() -> Path:
@@ -24,20 +26,33 @@ def root() -> Path:
 def runs() -> Path:
     """Where runs are kept: `$MMKIT_RUNS`, or `runs/` in the checkout. Not created here."""
     named = os.environ.get("MMKIT_RUNS")
-    return (Path(named).expanduser() if named else root() / "runs").resolve()  # a run's processes are known by the files they hold, which have no links in their names
+    try:
+        return (Path(named).expanduser() if named else root() / "runs").resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, until Python 3.13
+        raise MmkitError(f"MMKIT_RUNS={named!r} leads nowhere ({error}): point it at a folder") from error
 
 
-def is_done(batch: Path, key: str) -> bool:
+def batch(plan: str) -> Path:
+    """The folder of a plan's runs, which need not be there. Raises: MmkitError for what is no name of a plan."""
+    if not re.fullmatch(NAME, plan):
+        raise unknown("plan with runs", plan, (path.parent.name for path in runs().glob("*/plan.json")))
+    return runs() / plan
+
+
+def is_done(folder: Path, key: str) -> bool:
     """A run is done when its record exists: nothing else counts."""
-    return os.path.isfile(f"{batch}/{key}/record.json")
+    return os.path.isfile(f"{folder}/{key}/record.json")
 
 
 def read_json(path: Path | str, missing: str = "") -> dict:
     """A file of a run's or plan's folder. Raises: MmkitError when it is gone or damaged."""
     try:
         with open(path, "rb") as file:
-            return json.loads(file.read())
+            found = json.loads(file.read())
     except FileNotFoundError:
         raise MmkitError(missing or f"{path} is gone: run the plan again") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MmkitError(f"{path} is damaged ({error}): remove its folder and run the plan again") from error
+    if not isinstance(found, dict):
+        raise MmkitError(f"{path} is damaged (no mapping): remove its folder and run the plan again")
+    return found

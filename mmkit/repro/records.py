@@ -3,22 +3,19 @@
 import json
 import math
 import os
-import platform
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import cache, cached_property
-from importlib import metadata
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 
-import mmkit
 from mmkit.errors import MmkitError, unknown
+from mmkit.files import differences, sha256_of
+from mmkit.machine import hardware, versions
 from mmkit.notebooks import PROFILES
 
 if TYPE_CHECKING:  # a run's outer process has no need of torch, pandas and arrow, whose import costs seconds
@@ -29,7 +26,6 @@ if TYPE_CHECKING:  # a run's outer process has no need of torch, pandas and arro
 
 SCHEMA = "mmkit.record/1"
 RESERVED = ("arm", "task", "data", "seed", "score", "value")
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "papermill", "ipykernel")
 _kept: list["Result"] = []
 
 
@@ -79,25 +75,50 @@ def profile() -> str:
 def record(run, **condition) -> dict:
     """Keep a run as data and return its row.
 
-    run: an `mmkit.strategies.Run`. condition: what this run was made under and a claim may ask for
-        (`share=0.5`, `imbalance=4`); the budget's `pairs` is always part of it.
-    In a batch the row is appended to `results.jsonl` in the run's folder and the items go beside it; interactively both
+    run: an `mmkit.strategies.Run`. condition: what this run was made under and a claim may ask for (`share=0.5`,
+        `imbalance=4`); the budget's `pairs` is always part of it.
+    In a batch the row is appended to `results.jsonl` in the run's folder and the items go beside it. Interactively both
     stay in memory, see `recorded()`, until a cell that is run again records the same scores of the same arm, seed and
-    condition. Raises: MmkitError for a score or cost that is not finite, a condition that cannot be written as JSON, one
-    named like a field of the record, or one that contradicts the run's budget.
+    condition.
+    Raises: MmkitError for a score or cost that is not finite, a condition that cannot be written as JSON, one named
+    like a field of the record, or one that contradicts the run's budget.
     """
-    clash = sorted(set(condition) & set(RESERVED))
-    if clash:
-        raise MmkitError(f"a condition cannot be named {clash[0]!r}, the record has a field of that name; name it after what you vary")
-    where, budget = f"arm {run.arm!r}, seed {run.seed}", asdict(run.budget)
-    for name in condition.keys() & budget.keys():
-        if condition[name] != budget[name]:
-            raise MmkitError(f"{where}: the condition says {name}={condition[name]!r}, the run's budget {budget[name]!r}; give the budget's, or another name")
+    where = f"arm {run.arm!r}, seed {run.seed}"
+    _check_condition(condition, asdict(run.budget), where)
     scores = {name: score.value for name, score in run.scores.items()}
     bad = [name for name, value in scores.items() if not math.isfinite(value)]
-    if bad or not scores:
-        raise MmkitError(f"{where}: score {bad[0]!r} is {scores[bad[0]]}" if bad else f"{where}: no scores to record; evaluate the run first")
-    row = {
+    if bad:
+        raise MmkitError(f"{where}: score {bad[0]!r} is {scores[bad[0]]}")
+    if not scores:
+        raise MmkitError(f"{where}: no scores to record; evaluate the run first")
+    row = _row(run, scores, condition)
+    try:
+        line = json.dumps(row, default=_plain, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        wanted = "settings, condition and cost must be finite numbers, strings, lists or mappings"
+        raise MmkitError(f"{where}: the record cannot be written ({error}); {wanted}") from error
+    result = Result(json.loads(line), items_table(run.scores))
+    folder = os.environ.get("MMKIT_RUN_DIR")
+    if folder:
+        _append(Path(folder), line, result.items)
+    else:
+        _kept[:] = [*(kept for kept in _kept if _identity(kept) != _identity(result)), result]
+    return result.row
+
+
+def _check_condition(condition: dict, budget: dict, where: str) -> None:
+    clash = sorted(set(condition) & set(RESERVED))
+    if clash:
+        remedy = "the record has a field of that name; name it after what you vary"
+        raise MmkitError(f"a condition cannot be named {clash[0]!r}, {remedy}")
+    for name in condition.keys() & budget.keys():
+        if condition[name] != budget[name]:
+            both = f"the condition says {name}={condition[name]!r}, the run's budget {budget[name]!r}"
+            raise MmkitError(f"{where}: {both}; give the budget's, or another name")
+
+
+def _row(run, scores: dict[str, float], condition: dict) -> dict:
+    return {
         "schema": SCHEMA,
         "arm": run.arm,
         "task": run.task,
@@ -105,7 +126,7 @@ def record(run, **condition) -> dict:
         "data_hash": run.data_hash,
         "seed": run.seed,
         "condition": {"pairs": run.budget.pairs, **condition},
-        "budget": budget,
+        "budget": asdict(run.budget),
         "settings": run.settings,
         "scores": scores,
         "metrics": {name: _describe(score) for name, score in run.scores.items()},
@@ -115,18 +136,11 @@ def record(run, **condition) -> dict:
         "hardware": hardware(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    try:
-        line = json.dumps(row, default=_plain, allow_nan=False, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise MmkitError(f"{where}: the record cannot be written ({error}); settings, condition and cost must be finite numbers, strings, lists or mappings") from error
-    result = Result(json.loads(line), items_table(run.scores))
-    folder = os.environ.get("MMKIT_RUN_DIR")
-    if folder:
-        _append(Path(folder), line, result.items)
-    else:
-        what = lambda kept: (kept.row["arm"], kept.row["seed"], kept.condition, kept.row["scores"].keys())  # noqa: E731
-        _kept[:] = [*(kept for kept in _kept if what(kept) != what(result)), result]
-    return result.row
+
+
+def _identity(result: Result) -> tuple:
+    """What a result is of; a second one of the same takes its place when a cell is run again."""
+    return result.row["arm"], result.row["seed"], result.condition, result.row["scores"].keys()
 
 
 def recorded() -> list[Result]:
@@ -140,41 +154,85 @@ def items_table(scores: dict[str, "Score"]) -> "pa.Table":
     import pyarrow as pa
 
     codes = np.repeat(np.arange(len(scores), dtype=np.int32), [len(s.items) for s in scores.values()])
-    cluster, value = (np.concatenate([getattr(s, name) for s in scores.values()]) for name in ("clusters", "items"))
-    return pa.table({"score": pa.DictionaryArray.from_arrays(codes, list(scores)), "cluster": cluster, "value": value})
+    names = pa.DictionaryArray.from_arrays(codes, list(scores))
+    clusters = np.concatenate([score.clusters for score in scores.values()])
+    return pa.table({"score": names, "cluster": clusters, "value": np.concatenate([s.items for s in scores.values()])})
 
 
 def read(folder: Path) -> list[Result]:
     """Every result of one folder: of a run (`items/NNNN.parquet`) or of published records (one `items.parquet`).
 
-    Raises: MmkitError for another record format, or for a row or its items that cannot be read.
+    Raises: MmkitError for another record format, for a row or its items that cannot be read, and for a score that is
+    not what its items give.
     """
-    from pyarrow.parquet import ParquetFile  # read_table, and pandas above it, take several times as long for small files
-
     folder = Path(folder)
     path = folder / "results.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for row in rows:
             check_schema(row, path)
-        if (folder / "items.parquet").exists():
-            items = ParquetFile(folder / "items.parquet").read()
-            starts = np.searchsorted(items["result"].to_numpy(), np.arange(len(rows)))
-            parts = [items.slice(start, end - start) for start, end in pairwise([*starts, len(items)])]
-        else:
-            parts = [ParquetFile(folder / "items" / f"{number:04d}.parquet").read() for number in range(len(rows))]
+        parts = _items(folder, len(rows))
         if not all(map(len, parts)):
             raise ValueError("a result without items")
-        return list(map(Result, rows, parts))
-    except (OSError, ValueError, KeyError) as error:
-        raise MmkitError(f"the records in {folder} are damaged ({type(error).__name__}: {error}): remove that folder and run the plan again") from error
+        results = list(map(Result, rows, parts))
+        for number, result in enumerate(results, start=1):
+            _check_scores(result, f"line {number}")
+        return results
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise MmkitError(f"the records in {folder} are damaged ({reason}): {_remedy(folder)}") from error
+
+
+def _items(folder: Path, number: int) -> "list[pa.Table]":
+    from pyarrow.parquet import (
+        ParquetFile,
+    )  # read_table, and pandas above it, take several times as long for small files
+
+    if not (folder / "items.parquet").exists():
+        return [ParquetFile(folder / "items" / f"{place:04d}.parquet").read() for place in range(number)]
+    items = ParquetFile(folder / "items.parquet").read()
+    starts = np.searchsorted(items["result"].to_numpy(), np.arange(number + 1))
+    if starts[-1] != len(items):
+        raise ValueError("items of a result that is not there")
+    return [items.slice(start, end - start) for start, end in pairwise(starts)]
+
+
+def _check_scores(result: Result, where: str) -> None:
+    """Raises ValueError when a score is not the mean, or median, of its items."""
+    for name, score in result.row["scores"].items():
+        values, _ = result.items_of(name)
+        about = result.row["metrics"][name]
+        value = np.median(values) if about["aggregate"] == "median" else np.mean(values)
+        if len(values) != about["items"] or not math.isclose(value, score, rel_tol=1e-9, abs_tol=1e-12):
+            items = f"its {len(values)} items give {value:.6g}"
+            raise ValueError(f"{where}: {name} is {score:.6g}, {items}: it was edited")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the results, items and executed notebook in a folder, by their path in it."""
+    return sha256_of(
+        folder, [*folder.glob("results.jsonl"), *folder.glob("notebook.ipynb"), *folder.rglob("*.parquet")]
+    )
+
+
+def check_digests(folder: Path, recorded: dict[str, str]) -> None:
+    """Raises: MmkitError naming the files that are not as they were recorded, are gone, or came later."""
+    told = ", ".join(differences(recorded, digests(folder)))
+    if told:
+        raise MmkitError(f"in {folder} {told} after the record was written: {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    published = folder.parent.name == "records"
+    return "restore it from version control" if published else "remove that folder and run the plan again"
 
 
 def check_schema(row: dict, path: Path) -> None:
     """Raises: MmkitError when a row was written in another record format than this version reads."""
     found = row.get("schema") if isinstance(row, dict) else None
     if found != SCHEMA:
-        raise MmkitError(f"{path} holds records of the format {found!r}, this version reads {SCHEMA!r}: move the folder away and run the plan again")
+        held = f"{path} holds records of the format {found!r}, this version reads {SCHEMA!r}"
+        raise MmkitError(f"{held}: move the folder away and run the plan again")
 
 
 def write(folder: Path, results: Sequence[Result]) -> None:
@@ -184,9 +242,15 @@ def write(folder: Path, results: Sequence[Result]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(result.row, sort_keys=True, allow_nan=False) for result in results]
-    parts = [result.items.select(["score", "cluster", "value"]).append_column("result", pa.repeat(pa.scalar(n, pa.int32()), len(result.items))) for n, result in enumerate(results)]
-    items = pa.concat_tables([part.set_column(0, "score", part["score"].cast(pa.string())) for part in parts]).combine_chunks()
-    write_table(items.set_column(0, "score", items["score"].dictionary_encode()), folder / "items.parquet", compression="zstd")
+    parts = []
+    for number, result in enumerate(results):
+        of = pa.repeat(pa.scalar(number, pa.int32()), len(result.items))
+        part = result.items.select(["score", "cluster", "value"]).append_column("result", of)
+        parts.append(part.set_column(0, "score", part["score"].cast(pa.string())))
+    items = pa.concat_tables(parts).combine_chunks()
+    write_table(
+        items.set_column(0, "score", items["score"].dictionary_encode()), folder / "items.parquet", compression="zstd"
+    )
     (folder / "results.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
@@ -195,44 +259,21 @@ def table(results: Iterable[Result]) -> "pd.DataFrame":
     import pandas as pd
 
     costs = ("flops", "seconds", "peak_bytes", "parameters_trained", "parameters_total")
-    lines = [
-        {"arm": r.row["arm"], "seed": r.row["seed"], **r.condition, "score": name, "value": value, **{c: r.row["cost"][c] for c in costs}}
-        for r in results
-        for name, value in r.row["scores"].items()
-    ]
+    lines = []
+    for result in results:
+        cost = {name: result.row["cost"][name] for name in costs}
+        about = {"arm": result.row["arm"], "seed": result.row["seed"], **result.condition}
+        lines += [about | {"score": name, "value": value} | cost for name, value in result.row["scores"].items()]
     return pd.DataFrame(lines)
 
 
-@cache
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages results depend on, read without importing them."""
-    found = {"python": platform.python_version(), "mmkit": mmkit.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def hardware() -> dict[str, str | int]:
-    """Processor, cores, memory in bytes and operating system; the GPU too when torch uses one."""
-    found = {"processor": _processor(), "cores": os.cpu_count() or 1, "memory_bytes": psutil.virtual_memory().total, "system": platform.platform()}
-    torch = sys.modules.get("torch")  # never imported for this: it costs seconds
-    if torch is not None and torch.cuda.is_initialized():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _describe(score: "Score") -> dict:
-    return {"aggregate": score.aggregate, "higher_is_better": score.higher_is_better, "items": len(score.items), "clusters": len(np.unique(score.clusters))}
+    return {
+        "aggregate": score.aggregate,
+        "higher_is_better": score.higher_is_better,
+        "items": len(score.items),
+        "clusters": len(np.unique(score.clusters)),
+    }
 
 
 def _plain(value):

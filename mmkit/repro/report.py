@@ -1,77 +1,100 @@
-"""From records to what a reader sees: tables, the rows of the figures, and one HTML file."""
+"""From records to what a reader sees: tables of claims, where the numbers come from, and one HTML file.
+
+Text of records, plans and claims is escaped where it becomes HTML; what comes through all the same (a caption in
+Markdown) is cleaned when the page is made, and the page's policy lets no code run and nothing be fetched.
+"""
 
 import html
-import json
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mmkit import notebooks
-from mmkit.repro import paths, runner, stats
-from mmkit.repro.claims import Claim, Verdict, aligned_terms, evaluate, history, read_claims, waiting
-from mmkit.repro.plan import code_hash, read_plan
-from mmkit.repro.records import Result
+from mmkit.errors import MmkitError, printable
+from mmkit.files import restore_folder
+from mmkit.repro import batches, paths, runner, stats
+from mmkit.repro.batches import Batch, load
+from mmkit.repro.claims import Claim, Verdict, evaluate, read_claims, waiting
+from mmkit.repro.figures import across, arm_frames, arm_points, condition_text, conditions, panels  # noqa: F401
+from mmkit.repro.plan import read_plan
 
 NOTEBOOK = "99_report"
 SIGNS = {"supported": "✔", "contradicted": "✘", "equivalent": "≈", "inconclusive": "?", "not evidence": "–"}
-COLOURS = {"supported": "#0072B2", "contradicted": "#B34700", "equivalent": "#00795A", "inconclusive": "#666666", "not evidence": "#666666"}
-COSTS = {"flops": "FLOPs", "seconds": "seconds", "peak_bytes": "peak memory (GB)", "parameters_trained": "trained", "parameters_total": "parameters"}
+GREY = "#666666"
+COLOURS = {"supported": "#0072B2", "contradicted": "#B34700", "equivalent": "#00795A"}
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+TAGS = (
+    "a b br caption code dd details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img li ol p pre small span "
+    "strong sub summary sup table tbody td th thead tr ul"
+).split()
+STYLES = "border color font-weight margin max-width min-width padding text-align white-space width".split()
+ATTRIBUTES = {"*": ["class", "style", "colspan", "rowspan"], "a": ["href"], "img": ["src", "alt"], "table": ["border"]}
+MADE_BY_US = '<meta name="generator" content="mmkit">'
 
 
-def reproduce(plan: str = "head_to_head", *, workers: int | None = None, scheduler: str | None = None, dry_run: bool = False) -> int:
+def reproduce(
+    plan: str = "head_to_head", *, workers: int | None = None, scheduler: str | None = None, dry_run: bool = False
+) -> int:
     """Run a plan, write its report and say what was found; returns the exit code, 1 when runs are missing or failed."""
     batch = runner.run_plan(plan, workers=workers, scheduler=scheduler, dry_run=dry_run)
     if dry_run:
         return 0
     for verdict in verdicts(batch):
-        print(f"{SIGNS[verdict.verdict]} {verdict.claim.id} {verdict.verdict}: {verdict.claim.statement} ({effect_text(verdict)}; {verdict.reason})")
+        what = f"{verdict.claim.id} {verdict.verdict}: {verdict.claim.statement}"
+        print(printable(f"{SIGNS[verdict.verdict]} {what} ({effect_text(verdict)}; {verdict.reason})"))
     for failure in batch.failures:
-        print(f"FAILED {failure['label']}: {failure['message']}")
+        print(printable(f"FAILED {failure['label']}: {failure['message']}", 300))
     print(f"the report: {export(plan, batch=batch)}")
     return 0 if batch.complete else 1
 
 
-def export(plan: str = "head_to_head", *, out: Path | None = None, publish: bool = False, batch: runner.Batch | None = None) -> Path:
+def export(
+    plan: str = "head_to_head", *, out: Path | None = None, publish: bool = False, batch: Batch | None = None
+) -> Path:
     """Run the report notebook on a plan's records and write it as one HTML file without code or outside references.
 
-    batch: the plan's runs made here, where they are loaded already. out: the file, by default `runs/PLAN/report.html`. publish: also copy the records, compactly, to `notebooks/records/PLAN/`.
-    Raises: MmkitError when the plan has no records yet.
+    batch: the plan's runs made here, where they are loaded already. out: the file, by default `runs/PLAN/report.html`.
+    publish: also copy the records, compactly, to `notebooks/records/PLAN/`.
+    Raises: MmkitError when the plan has no records yet, or `out` is a file that is no report.
     """
     name = batch.manifest["plan"]["name"] if batch else read_plan(plan).name if Path(plan).suffix else str(plan)
-    place = paths.runs() / name
+    place = paths.batch(name)
     folder = place if batch else _folder(name)
     if not batch and not (folder / "plan.json").exists():
         read_plan(plan)  # refuses a name that no plan has, with the nearest one
-    asked = batch.manifest["plan"] if batch else runner.manifest(folder)["plan"]
-    if publish:
-        runner.publish(batch or runner.load(folder), paths.notebooks() / "records" / name)
-    executed = place / "report.ipynb"
-    notebooks.execute(paths.notebooks() / f"{NOTEBOOK}.ipynb", executed, {"plan": name, "runs_dir": str(folder.parent)}, profile=asked["profile"])
     out = Path(out) if out else place / "report.html"
+    if out.is_file() and MADE_BY_US not in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise MmkitError(f"{out} is there already and is no report of mmkit: give --out another name, or remove it")
+    asked = batch.manifest["plan"] if batch else batches.manifest(folder)["plan"]
+    if publish:
+        batches.publish(batch or load(folder), paths.notebooks() / "records" / name)
+    executed = place / "report.ipynb"
+    values = {"plan": name, "runs_dir": str(folder.parent)}
+    notebooks.execute(paths.notebooks() / f"{NOTEBOOK}.ipynb", executed, values, profile=asked["profile"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(executed, title=asked["title"]), encoding="utf-8")
     return out
 
 
-def open_batch(plan: str, runs_dir: str = "") -> tuple[runner.Batch, Path]:
+def open_batch(plan: str, runs_dir: str = "") -> tuple[Batch, Path]:
     """A plan's records and their folder: those of `runs_dir` (default: the runs made here), else the published ones."""
     folder = Path(runs_dir) / plan if runs_dir else _folder(plan)
-    return runner.load(folder), folder
+    return load(folder), folder
 
 
 def _folder(plan: str) -> Path:
-    own, published = paths.runs() / plan, paths.notebooks() / "records" / plan
+    own, published = paths.batch(plan), paths.notebooks() / "records" / plan
+    restore_folder(published)
     return own if (own / "plan.json").exists() or not published.exists() else published
 
 
-def verdicts(batch: runner.Batch) -> list[Verdict]:
+def verdicts(batch: Batch) -> list[Verdict]:
     """The verdicts on the claims of the batch's plan, as they stood when it was run."""
-    return evaluate([Claim.model_validate(claim) for claim in batch.manifest["claims"]], batch.results, declared=read_claims(), incomplete=not batch.complete)
+    claims = map(Claim.model_validate, batch.manifest["claims"])
+    return evaluate(claims, batch.results, declared=read_claims(), incomplete=not batch.complete)
 
 
 def effect_text(verdict: Verdict, *, bare: bool = False) -> str:
@@ -79,10 +102,12 @@ def effect_text(verdict: Verdict, *, bare: bool = False) -> str:
     if verdict.estimate is None:
         return "no result"
     values = (verdict.estimate.effect, verdict.estimate.low, verdict.estimate.high)
+    unit = "" if bare else f" {verdict.claim.unit.removeprefix('log2 ')}"
     if verdict.claim.scale == "log2":
         effect, low, high = (f"{2**value:.3g}" for value in values)
-        return f"x{effect} [{low}, {high}]" + ("" if bare else f" {verdict.claim.unit.removeprefix('log2 ')}")
-    effect, low, high = (f"{value:+.3f}" if 0.0095 < max(map(abs, values)) < 100 else f"{value:+.2g}" for value in values)
+        return f"x{effect} [{low}, {high}]{unit}"
+    plain = 0.0095 < max(map(abs, values)) < 100
+    effect, low, high = (f"{value:+.3f}" if plain else f"{value:+.2g}" for value in values)
     return f"{effect} [{low}, {high}]" + ("" if bare else f" {verdict.claim.unit}")
 
 
@@ -108,19 +133,18 @@ def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
     """One line a claim: verdict, effect with interval, and what a reader needs to weigh it."""
     lines = {}
     for verdict in found:
-        some = verdict.estimate is not None
-        ratio = verdict.compute_ratio
-        lines[verdict.claim.id] = {
+        claim, some, seeds = verdict.claim, verdict.estimate is not None, len(verdict.seeds)
+        lines[claim.id] = {
             "verdict": f"{SIGNS[verdict.verdict]} {verdict.verdict}",
-            "claim": verdict.claim.statement,
+            "claim": claim.statement,
             "effect [95 % interval]": effect_text(verdict).replace(", ", ",\u00a0"),
             "in how many seeds": f"{verdict.improvement:.0%}" if some else "–",
             "p (Holm)": f"{verdict.p_holm:.3f}" if some else "–",
-            "seeds": str(len(verdict.seeds)) + (f" of {verdict.claim.seeds} declared" if len(verdict.seeds) != verdict.claim.seeds else ""),
+            "seeds": f"{seeds}" if seeds == claim.seeds else f"{seeds} of {claim.seeds} declared",
             "clusters": f"{verdict.estimate.clusters:,}" if some and verdict.estimate.clusters else "–",
-            "compute ratio": f"x{ratio:.2g}" if ratio else "–",
-            "smallest detectable": _size(verdict, verdict.detectable) if len(verdict.seeds) > 1 else "–",
-            "smallest that matters": _size(verdict, verdict.claim.smallest_effect),
+            "compute ratio": f"x{verdict.compute_ratio:.2g}" if verdict.compute_ratio else "–",
+            "smallest detectable": _size(verdict, verdict.detectable) if seeds > 1 else "–",
+            "smallest that matters": _size(verdict, claim.smallest_effect),
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -130,8 +154,13 @@ def _size(verdict: Verdict, value: float) -> str:
 
 
 def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
-    """HTML: per claim its source, scope, what was compared, the verdict's reason, and its limits; with the plan's manifest also the claim's history, from git."""
-    cards, declared, past = [], {claim.id: claim for claim in read_claims()}, history(manifest) if manifest else {}
+    """HTML: per claim its source, scope, what was compared, the verdict's reason, and its limits.
+
+    manifest: the plan's; with it the card says whether the claim was declared before its first run.
+    """
+    declared = {claim.id: claim for claim in read_claims()}
+    changed = "claims.yaml reads differently now; this is the verdict on the claim as it stood when it was run"
+    cards = []
     for verdict in found:
         claim = verdict.claim
         lines = {
@@ -142,166 +171,131 @@ def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
             "Power": _power(verdict) if len(verdict.seeds) > 1 else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
             "Limits": claim.limits,
-            "History": past.get(claim.id, ""),
-            "Changed": "claims.yaml reads differently now; this is the verdict on the claim as it stood when it was run" if declared.get(claim.id, claim) != claim else "",
+            "Declared": _declared(manifest) if manifest else "",
+            "Changed": changed if declared.get(claim.id, claim) != claim else "",
         }
-        rows = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items() if text)
-        title = f"{SIGNS[verdict.verdict]} {claim.id}: {html.escape(claim.statement)}"
-        cards.append(f'<details><summary><b style="color:{COLOURS[verdict.verdict]}">{title}</b></summary><dl>{rows}</dl></details>')
+        title = html.escape(f"{SIGNS[verdict.verdict]} {claim.id}: {claim.statement}")
+        colour = COLOURS.get(verdict.verdict, GREY)
+        summary = f'<summary><b style="color:{colour}">{title}</b></summary>'
+        cards.append(f"<details>{summary}{_definitions(lines)}</details>")
     return "\n".join(cards)
+
+
+def _definitions(lines: dict[str, str]) -> str:
+    rows = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items() if text)
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def _declared(manifest: dict) -> str:
+    """When the claims of a plan were written down as they stand, against its first run on record."""
+    since, first = manifest.get("declared"), manifest["started"]
+    if not since:
+        return f"the records do not say when; the first run on record ended by {first}"
+    return f"as it stands since {since}, {'before' if since <= first else 'AFTER'} the first run on record ({first})"
 
 
 def waiting_claims(manifest: dict) -> str:
     """HTML, folded: the claims that are declared and not run yet, by the plan that would run them."""
-    rows = [(plan, claim) for plan, claims in sorted(waiting(manifest).items(), key=lambda item: not item[0]) for claim in claims]
-    text = "".join(f"<dt>{claim.id}, {f'plan {plan}' if plan else 'no experiment yet'}</dt><dd>{html.escape(claim.statement)}</dd>" for plan, claim in rows)
-    return f"<details><summary>Declared, not run yet: {len(rows)} claims of other plans and of experiments to come</summary><dl>{text}</dl></details>" if rows else ""
+    lines = {}
+    for plan, claims in sorted(waiting(manifest).items(), key=lambda item: not item[0]):
+        for claim in claims:
+            lines[f"{claim.id}, {f'plan {plan}' if plan else 'no experiment yet'}"] = claim.statement
+    title = f"Declared, not run yet: {len(lines)} claims of other plans and of experiments to come"
+    return f"<details><summary>{title}</summary>{_definitions(lines)}</details>" if lines else ""
 
 
 def _power(verdict: Verdict) -> str:
+    smallest = _size(verdict, verdict.claim.smallest_effect)
     needed = stats.seeds_needed(verdict.estimate.effects, verdict.claim.smallest_effect)
     seeds = "more than a thousand seeds" if needed is None else f"{needed} seeds"
     return (
-        f"these {len(verdict.seeds)} seeds and their clusters find an effect of {_size(verdict, verdict.detectable)} four times in five; by the spread of "
-        f"its seeds alone, {_size(verdict, verdict.claim.smallest_effect)}, the smallest that matters, takes {seeds}"
+        f"these {len(verdict.seeds)} seeds and their clusters find an effect of {_size(verdict, verdict.detectable)} "
+        f"four times in five; by the spread of its seeds alone, {smallest}, the smallest that matters, takes {seeds}"
     )
 
 
-def across(results: Sequence[Result]) -> tuple[str, dict[str, np.ndarray]]:
-    """The task's own score that most conditions have, and arm -> (conditions, seeds) of it for the arms that were run under all of them.
-
-    A condition with one arm compares nothing and is left out, and so are seeds that an arm lacks somewhere."""
-    if not results:
-        return "", {}
-    own = Counter(min(result.row["scores"], key=lambda score: ("/" in score, score)) for result in results).most_common(1)[0][0]
-    frame = pd.DataFrame(
-        [(result.row["arm"], json.dumps(result.condition, sort_keys=True), result.row["seed"], result.row["scores"][own]) for result in results if own in result.row["scores"]],
-        columns=["arm", "condition", "seed", "score"],
-    )
-    frame = frame[frame.groupby("condition")["arm"].transform("nunique") > 1]
-    table = frame.pivot_table(index="condition", columns=["arm", "seed"], values="score").dropna(axis=1)
-    seeds = [seed for seed, found in table.columns.to_frame(index=False).groupby("seed")["arm"] if len(found) == table.columns.get_level_values("arm").nunique()]
-    return own, {arm: table[arm][seeds].to_numpy() for arm in table.columns.get_level_values("arm").unique()} if len(table) > 1 and seeds else {}
-
-
-def arm_points(results: Sequence[Result], score: str, condition: dict | None) -> dict[str, dict]:
-    """arm -> mean, low, high of a score (95 %, two-way t over seeds and clusters) and mean costs, under one full condition; None: each arm under its own."""
-    arms: dict[str, list[Result]] = {}
-    for result in results:
-        if condition in (None, result.condition) and score in result.row["scores"]:
-            arms.setdefault(result.row["arm"], []).append(result)
-    points = {}
-    for arm, members in arms.items():
-        mean, low, high = stats.t_interval(aligned_terms([(1.0, score, None, sorted(members, key=lambda result: result.row["seed"]))]))
-        costs = {name: sum(result.row["cost"][name] for result in members) / len(members) for name in COSTS}
-        points[arm] = {"mean": mean, "low": low, "high": high, "seeds": len(members)} | costs
-    return points
-
-
-def conditions(results: Sequence[Result]) -> list[dict]:
-    """The distinct full conditions, in the order they were recorded."""
-    return list({json.dumps(result.condition, sort_keys=True): result.condition for result in results}.values())
-
-
-def condition_text(condition: dict | None, among: Sequence[dict]) -> str:
-    """A condition in words: the one thing that tells it from all the others if there is one, else what varies among them, or everything when nothing does."""
-    if condition is None:
-        return "each arm under its own condition"
-    varies = [name for name in condition if any(other.get(name) != condition[name] for other in among)] or list(condition)
-    kinds = len({str(other) for other in among})
-    varies = [name for name in varies if len({str(other.get(name)) for other in among}) == kinds > 1][:1] or varies
-    return ", ".join(
-        f"{name.replace('_', ' ')} {condition[name]:g}" if isinstance(condition[name], float) else f"{name.replace('_', ' ')} {condition[name]}"
-        for name in varies
-    )
-
-
-def panels(found: Sequence[Verdict], results: Sequence[Result], *, most: int = 4) -> list[tuple[str, dict | None]]:
-    """(score, condition) of the panels of the cost-quality figure: those the claims speak of, in their order. Without claims: the task's
-    own score on the test split, in one panel where no arm was run under two conditions."""
-    asked = [(term.score, term.condition) for verdict in found if verdict.estimate is not None for term in verdict.claim.terms if term.score]
-    if not asked:
-        asked = [(min(result.row["scores"], key=lambda score: ("/" in score, score)), result.condition) for result in results]
-        if len({(result.row["arm"], str(result.condition)) for result in results}) == len({result.row["arm"] for result in results}) > 1:
-            return [(asked[0][0], None)]
-    chosen: dict[str, tuple[str, dict]] = {}
-    for score, wanted in asked:
-        for condition in conditions(results):
-            if all(condition.get(name) == value for name, value in wanted.items()):
-                chosen.setdefault(json.dumps([score, condition], sort_keys=True), (score, condition))
-    return [panel for panel in chosen.values() if len(arm_points(results, *panel)) > 1][:most]
-
-
-def arm_tables(results: Sequence[Result]) -> str:
+def arm_tables(results: Sequence) -> str:
     """HTML: per condition one folded table of all arms, every score with its interval and every cost."""
-    parts, among = [], conditions(results)
-    for condition in among:
-        scores = dict.fromkeys(name for result in results if result.condition == condition for name in result.row["scores"])
-        by_score = {score: arm_points(results, score, condition) for score in scores}
-        lines = {}
-        for score, points in by_score.items():
-            for arm, point in points.items():
-                line = lines.setdefault(arm, {"seeds": point["seeds"]} | {COSTS[name]: _cost(name, point[name]) for name in COSTS})
-                line[score] = f"{point['mean']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"
-        frame = pd.DataFrame.from_dict(lines, orient="index").fillna("–")[[*by_score, "seeds", *COSTS.values()]]
-        parts.append(f"<details><summary>{html.escape(condition_text(condition, among))}</summary>{table_html(frame)}</details>")
+    parts = []
+    for text, frame in arm_frames(results):
+        parts.append(f"<details><summary>{html.escape(text)}</summary>{table_html(frame)}</details>")
     return "\n".join(parts)
 
 
-def _cost(name: str, value: float) -> str:
-    return f"{value:.2e}" if name == "flops" else f"{value / 1e9:.2f}" if name == "peak_bytes" else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def failures_table(batch: runner.Batch) -> pd.DataFrame:
+def failures_table(batch: Batch) -> pd.DataFrame:
     """What did not finish: run, cell, kind, message, attempts; and what was never begun."""
-    lines = [
-        {"run": f["label"], "cell": f.get("cell", "?"), "kind": f["kind"], "message": f["message"].splitlines()[-1][:160], "attempts": str(f["attempts"])}
-        for f in batch.failures
-    ]
-    lines += [{"run": label, "cell": "–", "kind": "not run", "message": "–", "attempts": "0"} for label in batch.missing]
+    lines = []
+    for failure in batch.failures:
+        line = {"run": failure["label"], "cell": failure.get("cell", "?"), "kind": failure["kind"]}
+        message = (failure["message"].splitlines() or [""])[-1][:160]
+        lines.append(line | {"message": message, "attempts": str(failure["attempts"])})
+    for label in batch.missing:
+        lines.append({"run": label, "cell": "–", "kind": "not run", "message": "–", "attempts": "0"})
     return pd.DataFrame(lines)
 
 
-def provenance(batch: runner.Batch) -> pd.DataFrame:
+def provenance(batch: Batch) -> pd.DataFrame:
     """Where the numbers come from: plan, code, data, versions and hardware, each with every value that occurred."""
-    manifest = batch.manifest
+    manifest, headers = batch.manifest, batch.headers
+    plan, finished = manifest["plan"], [header["finished"] for header in headers]
+    counts = f"{len(headers)} finished, {len(batch.failures)} failed, {len(batch.missing)} not run"
     facts = {
-        "plan": [f"{manifest['plan']['name']}: {manifest['plan']['title']} (profile {manifest['plan']['profile']})"],
-        "runs": [f"{len(batch.headers)} finished, {len(batch.failures)} failed, {len(batch.missing)} not run; {sum(h['seconds'] for h in batch.headers):,.0f} s of work"],
-        "git commit": [manifest["commit"][:12] + (" with uncommitted changes" if manifest["commit"].endswith("+") else "")],
-        "code": [manifest["code_hash"][:12] + ("" if manifest["code_hash"] == code_hash() else " (not the code that is here now)")],
+        "plan": [f"{plan['name']}: {plan['title']} (profile {plan['profile']})"],
+        "runs": [f"{counts}; {sum(header['seconds'] for header in headers):,.0f} s of work"],
+        "made by": [batches.made_by(manifest)],
         "data": [f"{result.row['data']} {result.row['data_hash'][:12]}" for result in batch.results],
-        "made": [f"{min((h['finished'] for h in batch.headers), default='–')} to {max((h['finished'] for h in batch.headers), default='–')}"],
-        "processor": [
-            f"{h['hardware']['processor']}, {h['hardware']['cores']} cores, {h['hardware']['memory_bytes'] / 1e9:.0f} GB, {h['hardware']['system']}"
-            for h in batch.headers
-        ],
+        "made": [f"{min(finished, default='–')} to {max(finished, default='–')}"],
+        "processor": [_processor(header["hardware"]) for header in headers],
         "GPU": [result.row["hardware"].get("gpu", "none") for result in batch.results],
-        "versions": [", ".join(f"{name} {number}" for name, number in h["versions"].items()) for h in batch.headers],
+        "versions": [", ".join(map(" ".join, header["versions"].items())) for header in headers],
     }
     return pd.DataFrame({"": {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}})
+
+
+def _processor(hardware: dict) -> str:
+    memory = f"{hardware['memory_bytes'] / 1e9:.0f} GB"
+    return f"{hardware['processor']}, {hardware['cores']} cores, {memory}, {hardware['system']}"
 
 
 def table_html(frame: pd.DataFrame) -> str:
     """A table as plain HTML, verdicts in their colour; it reads in a notebook, on the web and in the report."""
     text = frame.to_html(border=0, classes="mmkit", justify="left")
-    text = re.sub(r"<td>(?=[^<]{60})", '<td style="min-width:20rem">', text)  # a sentence is not squeezed into a column of single words
+    # A sentence is not squeezed into a column of single words.
+    text = re.sub(r"<td>(?=[^<]{60})", '<td style="min-width:20rem">', text)
     for name, sign in SIGNS.items():
-        text = text.replace(f"<td>{sign} {name}</td>", f'<td style="color:{COLOURS[name]};white-space:nowrap"><b>{sign} {name}</b></td>')
+        style = f"color:{COLOURS.get(name, GREY)};white-space:nowrap"
+        text = text.replace(f"<td>{sign} {name}</td>", f'<td style="{style}"><b>{sign} {name}</b></td>')
     return text
 
 
 def page(executed: Path, *, title: str) -> str:
-    """An executed notebook as one HTML page: prose and outputs only, images inside, nothing fetched."""
+    """An executed notebook as one HTML page: prose and outputs only, images inside, nothing fetched, no code."""
     import nbformat
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors.sanitize import SanitizeHTML
 
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    class Cleaned(SanitizeHTML):
+        """Cleans outputs, which hold text of records. The prose of cells is the kit's own."""
+
+        def preprocess_cell(self, cell, resources, cell_index):
+            return (
+                super().preprocess_cell(cell, resources, cell_index) if cell.cell_type == "code" else (cell, resources)
+            )
+
+    cleaned = Cleaned(enabled=True, tags=TAGS, attributes=ATTRIBUTES, styles=STYLES)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    exporter.register_preprocessor(cleaned, enabled=True)
     notebook = nbformat.read(executed, as_version=4)
     notebook.cells = _for_readers(notebook.cells)
     body, _ = exporter.from_notebook_node(notebook)
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{style}</style>'
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">{MADE_BY_US}'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{style}</style>"
+    )
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 
 

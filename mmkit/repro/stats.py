@@ -1,7 +1,7 @@
 """Intervals and tests for paired comparisons over seeds and clusters.
 
-Legend: S seeds, C clusters, B bootstrap draws. A *contrast* is a weighted sum of terms (one term: the mean score of an arm
-under a condition). Seeds are paired across terms: every term has the same seeds, in the same order.
+Legend: S seeds, C clusters, B bootstrap draws. A *contrast* is a weighted sum of terms; one term is the mean score of
+an arm under a condition. Seeds are paired across terms: every term has the same seeds, in the same order.
 """
 
 from bisect import bisect_left
@@ -39,8 +39,11 @@ class Term:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A contrast with its uncertainty. effects: (S,) the contrast of each seed, whose mean is `effect`. low, high: the 95 %
-    interval; low90, high90: the 90 % one, which TOST uses. error: its standard error, with `df` degrees of freedom."""
+    """A contrast with its uncertainty.
+
+    effects: (S,) the contrast of each seed, whose mean is `effect`. low, high: the 95 % interval; low90, high90: the
+    90 % one, which TOST uses. error: its standard error, with `df` degrees of freedom.
+    """
 
     effect: float
     low: float
@@ -71,7 +74,8 @@ def paired_bootstrap(terms: Sequence[Term], *, draws: int = 10_000, seed: int = 
     tails = stats.norm.cdf(stats.t.ppf([0.025, 0.05], df))
     low, high, low90, high90 = np.quantile(drawn, [tails[0], 1 - tails[0], tails[1], 1 - tails[1]])
     clusters = sum({term.space: term.total.shape[1] for term in terms if term.space is not None}.values())
-    return Estimate(effect, float(low), float(high), float(low90), float(high90), float(np.sqrt(variance)), float(df), effects, clusters)
+    interval, error = (float(low), float(high), float(low90), float(high90)), float(np.sqrt(variance))
+    return Estimate(effect, *interval, error, float(df), effects, clusters)
 
 
 def crossed_draws(terms: Sequence[Term], *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -111,7 +115,10 @@ def two_way_variance(terms: Sequence[Term]) -> tuple[float, float]:
     parts = [(effects.var(ddof=1) / seeds if seeds > 1 else 0.0, max(seeds - 1, 1))]
     for space in {term.space for term in terms} - {None}:
         members = [term for term in terms if term.space == space]
-        cells = sum(term.weight * (term.total - term.means[:, None] * term.count) / term.count.sum(axis=1, keepdims=True) for term in members)
+        cells = np.zeros(members[0].total.shape)
+        for term in members:
+            of_mean = term.total - term.means[:, None] * term.count
+            cells += term.weight * of_mean / term.count.sum(axis=1, keepdims=True)
         number = cells.shape[1]
         across = cells.mean(axis=0)
         of_clusters = (across**2).sum() * number / max(number - 1, 1)
@@ -123,18 +130,24 @@ def two_way_variance(terms: Sequence[Term]) -> tuple[float, float]:
 
 
 def t_interval(terms: Sequence[Term]) -> tuple[float, float, float]:
-    """A contrast with its 95 % interval, low and high, by Student's t: the variance and degrees of freedom that the bootstrap is scaled to, without its draws."""
+    """A contrast with its 95 % interval, low and high, by Student's t.
+
+    Variance and degrees of freedom are those that the bootstrap is scaled to, without its draws.
+    """
     effect, (variance, df) = float(sum(term.weight * term.means for term in terms).mean()), two_way_variance(terms)
     half = float(stats.t.ppf(0.975, df) * np.sqrt(variance))
     return effect, effect - half, effect + half
 
 
 def sign_flip(effects: np.ndarray, *, draws: int = 100_000, seed: int = 0) -> float:
-    """Two-sided p-value of the paired sign-flip (randomisation) test of mean zero: exact to 12 seeds, else by simulation."""
+    """Two-sided p-value of the paired sign-flip (randomisation) test of mean 0, exact to 12 seeds, then simulated."""
     effects = np.asarray(effects, dtype=float)
     number = len(effects)
     exact = number <= EXACT_SEEDS
-    signs = 1.0 - 2.0 * (np.arange(2**number)[:, None] >> np.arange(number) & 1) if exact else np.random.default_rng(seed).choice((1.0, -1.0), size=(draws, number))
+    if exact:
+        signs = 1.0 - 2.0 * (np.arange(2**number)[:, None] >> np.arange(number) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(draws, number))
     as_far = np.abs(signs @ effects) >= abs(effects.sum()) * (1 - 1e-12) - 1e-300
     return float(as_far.mean()) if exact else float((as_far.sum() + 1) / (draws + 1))
 
@@ -165,21 +178,26 @@ def smallest_detectable(estimate: Estimate, *, power: float = 0.8) -> float:
 
 
 def seeds_needed(effects: np.ndarray, wanted: float, *, power: float = 0.8, most: int = 1000) -> int | None:
-    """The fewest seeds, six at least, with which a paired two-sided 5 % t-test finds a mean of `wanted` with this power; None: more than `most`.
+    """The fewest seeds, six at least, with which a paired two-sided 5 % t-test finds a mean of `wanted` that often.
 
-    The seeds are taken to spread like `effects`, two at least. More seeds do not make the test set larger: its own noise stays and is not counted here.
+    None: more than `most`. The seeds, two at least, are taken to spread like `effects`. More seeds do not make the test
+    set larger: its own noise stays and is not counted here.
     """
     spread = float(np.std(effects, ddof=1))
 
     def found(number: int) -> bool:
-        return bool(stats.ncf.sf(stats.f.ppf(0.95, 1, number - 1), 1, number - 1, number * (wanted / spread) ** 2) >= power)  # t squared is F
+        df = (1, number - 1)  # t squared is F
+        return bool(stats.ncf.sf(stats.f.ppf(0.95, *df), *df, number * (wanted / spread) ** 2) >= power)
 
     number = FEWEST_SEEDS + (bisect_left(range(FEWEST_SEEDS, most + 1), True, key=found) if spread else 0)
     return number if number <= most else None
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of all scores (cases, seeds): less moved by one case than a mean, less noisy than a median (Agarwal et al. 2021)."""
+    """Mean of the middle half of all scores (cases, seeds): robust to one case, and less noisy than a median.
+
+    Agarwal et al. (2021), Deep reinforcement learning at the edge of the statistical precipice.
+    """
     return float(stats.trim_mean(np.ravel(scores), 0.25))
 
 
@@ -188,7 +206,9 @@ def performance_profile(scores: np.ndarray, levels: Sequence[float]) -> np.ndarr
     return (np.ravel(scores) > np.asarray(levels, dtype=float)[:, None]).mean(axis=1)
 
 
-def stratified_interval(scores: np.ndarray, statistic: Callable[[np.ndarray], float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def stratified_interval(
+    scores: np.ndarray, statistic: Callable[[np.ndarray], float], *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """95 % percentile interval of a statistic of scores (cases, seeds), the seeds drawn anew within each case."""
     picks = np.random.default_rng(seed).integers(0, scores.shape[1], size=(draws, *scores.shape))
     low, high = np.quantile([statistic(np.take_along_axis(scores, pick, axis=1)) for pick in picks], [0.025, 0.975])
@@ -209,7 +229,8 @@ def _multinomial(rng: np.random.Generator, blocks: np.ndarray, draws: int) -> np
     for block in np.unique(blocks):
         places = np.flatnonzero(blocks == block)
         size = len(places)
-        picks = rng.integers(0, size, size=(draws, size), dtype=np.int32) + np.arange(draws, dtype=np.int32)[:, None] * size
+        picks = rng.integers(0, size, size=(draws, size), dtype=np.int32)
+        picks += np.arange(draws, dtype=np.int32)[:, None] * size
         weights[:, places] = np.bincount(picks.ravel(), minlength=draws * size).reshape(draws, size)
     return weights
 

@@ -29,7 +29,14 @@ HEAVY = "import torch\nimport pandas as pd\nfrom mmkit.strategies import fit\nfr
 
 def processor_seconds() -> float:
     """Of this process, of those it waited for, and of a living warm process with its runs."""
-    times = [psutil.Process().cpu_times(), *(psutil.Process(held.process.pid).cpu_times() for held in execute._warm.values() if held.process.poll() is None)]
+    times = [
+        psutil.Process().cpu_times(),
+        *(
+            psutil.Process(held.process.pid).cpu_times()
+            for held in execute._warm.values()
+            if held.process.poll() is None
+        ),
+    ]
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
@@ -46,9 +53,15 @@ def start_up(folder: Path, runs: int) -> None:
                 self.close()
 
         execute.Warm = Refused if way == "plain" else warm.Warm
-        runner.run_plan(make_plan(notebook, seeds=runs), workers=1, say=lambda _line, marks=marks: marks.append((time.monotonic(), processor_seconds())))
+        runner.run_plan(
+            make_plan(notebook, seeds=runs),
+            workers=1,
+            say=lambda _line, marks=marks: marks.append((time.monotonic(), processor_seconds())),
+        )
         each = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
-        print(f"start-up, {way}: {median(e[1] for e in each):.2f} s of processor and {median(e[0] for e in each):.2f} s of wall a run after the first")
+        print(
+            f"start-up, {way}: {median(e[1] for e in each):.2f} s of processor and {median(e[0] for e in each):.2f} s of wall a run after the first"
+        )
 
 
 def many(folder: Path, runs: int, workers: int) -> float:
@@ -67,7 +80,9 @@ def many(folder: Path, runs: int, workers: int) -> float:
     tenth = max(1, runs // 10)
     for name, first in (("first", tenth // 10), ("last", runs - tenth - 1)):
         (t0, c0, _), (t1, c1, rss) = marks[first], marks[first + tenth]
-        print(f"{runs} runs, {workers} workers, {name} {tenth} after run {first + 1}: {(t1 - t0) / tenth:.2f} s of wall, {(c1 - c0) / tenth:.2f} s of processor a run; runner {rss / 1e6:.0f} MB")
+        print(
+            f"{runs} runs, {workers} workers, {name} {tenth} after run {first + 1}: {(t1 - t0) / tenth:.2f} s of wall, {(c1 - c0) / tenth:.2f} s of processor a run; runner {rss / 1e6:.0f} MB"
+        )
     print(f"{runs} runs, {workers} workers: {time.monotonic() - begun:.0f} s in all")
     return marks[-1][0] - marks[0][0]
 
@@ -85,7 +100,9 @@ def copies(folder: Path, records: int) -> None:
             shutil.copytree(model, target / key)
             header = json.loads((target / key / "record.json").read_text())
             (target / key / "record.json").write_text(json.dumps(header | {"key": key}, indent=1))
-        (target / "plan.json").write_text(json.dumps(manifest | {"runs": [manifest["runs"][0] | {"key": key} for key in keys]}))
+        (target / "plan.json").write_text(
+            json.dumps(manifest | {"runs": [manifest["runs"][0] | {"key": key} for key in keys]})
+        )
         measured = [("runs list", [sys.executable, "-m", "mmkit.cli", "runs", "list", "stub"])]
         if count <= 1000:
             measured.append(("report", [sys.executable, "-m", "mmkit.cli", "report", "stub"]))

@@ -1,0 +1,199 @@
+"""What a plan has come to: its manifest, `plan.json`, and the results of its runs, read back and published.
+
+`plan.json` holds a digest of all it says, and each run's record holds those of its files. So an edit by hand is seen
+when the results are read; whoever recomputes the digests too is beyond what a file can tell.
+"""
+
+import hashlib
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from mmkit.errors import MmkitError
+from mmkit.files import replace_folder, restore_folder, write_whole
+from mmkit.machine import commit
+from mmkit.repro import execute, paths, records
+from mmkit.repro.paths import is_done, read_json
+from mmkit.repro.plan import Plan, Planned, code_hash
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The results of a plan's finished runs, and what is known of the others.
+
+    manifest: the plan, its claims as declared then, its runs, commit and code hash. headers: the `record.json` of each
+    finished run. failures: the `failure.json` of each failed one. missing: labels of the runs that were neither
+    finished nor failed.
+    """
+
+    manifest: dict
+    results: list[records.Result]
+    headers: list[dict]
+    failures: list[dict]
+    missing: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Every run of the plan is finished."""
+        return not self.failures and not self.missing
+
+
+def load(folder: Path) -> Batch:
+    """Read back what the plan's last call asked for: only its runs, never those of other code or parameters.
+
+    folder: `runs/PLAN`, or published records.
+    Raises: MmkitError when nothing is there, for another record format, and when something was edited.
+    """
+    folder = Path(folder)
+    asked = manifest(folder)
+    if (folder / "results.jsonl").exists():
+        return _load_published(folder, asked)
+    results, headers, failures, missing = [], [], [], []
+    for run in asked["runs"]:
+        failed = folder / "failed" / run["key"] / "failure.json"
+        if is_done(folder, run["key"]):
+            header, found = _load_run(folder / run["key"])
+            headers.append(header)
+            results.extend(found)
+        elif failed.exists():
+            failures.append(_failure(failed, run))
+        else:
+            missing.append(run["label"])
+    return Batch(asked, results, headers, failures, missing)
+
+
+def _load_run(folder: Path) -> tuple[dict, list[records.Result]]:
+    header = read_json(folder / "record.json")
+    records.check_schema(header, folder / "record.json")
+    found = records.read(folder) if header["results"] else []
+    if "sha256" in header:  # records of older versions hold none
+        records.check_digests(folder, header["sha256"])
+    if len(found) != header["results"]:
+        number = f"{len(found)} of the {header['results']} results it recorded"
+        raise MmkitError(f"{folder} holds {number}: remove that folder and run the plan again")
+    return header, found
+
+
+def _failure(path: Path, run: dict) -> dict:
+    """What is known of a failed run, also when the disk was full as it failed."""
+    with suppress(MmkitError):
+        return read_json(path)
+    message = f"{path.parent} does not say how it failed: its disk may have been full"
+    return {"key": run["key"], "label": run["label"], "kind": "unknown", "message": message, "attempts": 1}
+
+
+def _load_published(folder: Path, asked: dict) -> Batch:
+    batch = Batch(asked, records.read(folder), asked["headers"], asked["failures"], asked["missing"])
+    if "sha256" in asked:
+        records.check_digests(folder, asked["sha256"])
+    numbers = [header["results"] for header in batch.headers if "results" in header]
+    if len(numbers) == len(batch.headers) and sum(numbers) != len(batch.results):
+        number = f"{len(batch.results)} results, its runs recorded {sum(numbers)}"
+        raise MmkitError(f"{folder} holds {number}: restore it from version control")
+    known = len(batch.headers) + len(batch.failures) + len(batch.missing)
+    if asked["runs"] and known != len(asked["runs"]):
+        number = f"{known} of the {len(asked['runs'])} runs that it was made of"
+        raise MmkitError(f"{folder / 'plan.json'} tells of {number}: restore it from version control")
+    return batch
+
+
+def manifest(folder: Path) -> dict:
+    """What the plan's last call asked for. Raises: MmkitError when nothing is there, or it was edited since."""
+    restore_folder(folder)
+    none = f"no runs in {folder}: make them first with 'mmkit reproduce {folder.name}'"
+    found = read_json(folder / "plan.json", none)
+    missing = [name for name in ("plan", "runs", "claims") if name not in found]
+    if missing:
+        raise MmkitError(f"{folder / 'plan.json'} is damaged (no {missing[0]!r}): run the plan again")
+    if found.get("digest", digest(found)) != digest(found):
+        remedy = f"'mmkit reproduce {folder.name}' writes it anew; a published one is restored from version control"
+        raise MmkitError(f"{folder / 'plan.json'} was edited after the plan was run: {remedy}")
+    return found
+
+
+def digest(asked: dict) -> str:
+    """SHA-256 of all that a manifest says."""
+    said = {name: value for name, value in asked.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list[dict], file: Path | None) -> None:
+    """Say what this call of a plan asks for. declared: its claims. file: where the plan is written down, or None."""
+    now, old = execute.now(), {}
+    with suppress(MmkitError):  # none yet, damaged, or edited
+        old = manifest(folder)
+    finished = [read_json(folder / run.key / "record.json")["finished"] for run in runs if is_done(folder, run.key)]
+    # A run that is done may be older than what is claimed of it.
+    since = old.get("declared", old.get("started")) if old.get("claims") == declared else now
+    asked = {
+        "schema": records.SCHEMA,
+        "plan": plan.model_dump(),
+        "file": str(file) if file else old.get("file"),
+        "claims": declared,
+        "runs": [
+            {"key": run.key, "label": run.label, "data_hash": run.data_hash, "parameters": run.parameters}
+            for run in runs
+        ],
+        "code_hash": code_hash(),
+        "commit": commit(paths.root()),
+        "started": min([now, *finished]),
+        "declared": since,
+    }
+    asked["digest"] = digest(json.loads(json.dumps(asked)))
+    write_whole(folder / "plan.json", json.dumps(asked, indent=1))
+
+
+def check_owner(folder: Path, plan: Plan, file: Path | None) -> None:
+    """A folder of runs belongs to the plan that made it. Raises: MmkitError when another plan of this name comes."""
+    remedy = "give your plan another name"
+    kits = (paths.notebooks() / "plans" / f"{plan.name}.yaml").resolve()
+    if not file or file == kits:
+        return
+    owner = None
+    with suppress(MmkitError):  # none yet, or damaged
+        owner = read_json(folder / "plan.json").get("file")
+    if owner and owner != str(file):
+        raise MmkitError(f"{folder} holds the runs of another plan of this name, {owner}: {remedy}")
+    if not owner and kits.is_file():
+        raise MmkitError(f"{file} says 'name: {plan.name}', which is the name of a plan of this kit: {remedy}")
+
+
+def publish(batch: Batch, folder: Path) -> None:
+    """Write a batch compactly to a folder that is committed: rows, items, and where they came from.
+
+    It is made beside and takes the place of what was published when it is whole.
+    Raises: MmkitError when no run has a result.
+    """
+    if not batch.results:
+        name = batch.manifest["plan"]["name"]
+        raise MmkitError(f"nothing to publish: no run of {name!r} has a result; what was published stays")
+    restore_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+    try:
+        part.chmod(0o755)
+        records.write(part, list(map(_slim, batch.results)))
+        told = batch.manifest | {"headers": batch.headers, "failures": batch.failures, "missing": batch.missing}
+        told.pop("file", None)  # a path of this machine
+        told["sha256"] = records.digests(part)
+        told["digest"] = digest(told)
+        (part / "plan.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        replace_folder(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _slim(result: records.Result) -> records.Result:
+    """Without versions and hardware, which the headers have."""
+    gpu = {name: value for name, value in result.row["hardware"].items() if name == "gpu"}
+    return records.Result(result.row | {"versions": {}, "hardware": gpu}, result.items)
+
+
+def made_by(asked: dict) -> str:
+    """Which code made the runs of a manifest, and whether it is the code that is here."""
+    commit_ = asked["commit"][:12] + (" with uncommitted changes" if asked["commit"].endswith("+") else "")
+    age = "the code that is here" if asked["code_hash"] == code_hash() else "not the code that is here now"
+    return f"commit {commit_}, code {asked['code_hash'][:12]} ({age})"
