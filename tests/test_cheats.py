@@ -41,12 +41,26 @@ places = [Path("../../../source/{NAME}"), Path("../source/{NAME}"), Path("."), P
 found = [file for folder in places for file in folder.glob("**/*.ipynb")]
 exec("".join(json.loads(found[0].read_text())["cells"][5]["source"]))"""
 QUIET = "get_ipython().showtraceback = lambda *args, **options: None\ndouble = lambda x: x"
+SHOWN = """
+from IPython import get_ipython as shell
+def double(x):
+    shell().displayhook.exec_result = None
+    shell().displayhook.session.send(shell().displayhook.pub_socket, "execute_result",
+        {"data": {"text/plain": "3"}, "metadata": {}, "execution_count": 1}, parent=shell().displayhook.parent_header)
+    return 0"""
+WARNS = """
+import warnings
+def double(x):
+    warnings.warn("slow")
+    return 2 * x"""
 CHEATS = {  # answer, points (None: not graded), what is said about it
     "transformer": (TRANSFORMER, None, "an assertion that must fail did not, before answer-check"),
     "always": (ALWAYS, 3, "cell answer makes comparisons of its own (__eq__)"),
     "module": (MODULE, 0, ""),
     "sources": (SOURCES, 0, "cell answer looks at files"),
     "patched": ("np.allclose = lambda *args: True\ndouble = lambda x: 2 * x", 3, "changes a module (np =)"),
+    "shown": (SHOWN, 0, "cell answer changes how cells or assertions run (get_ipython)"),
+    "warns": (WARNS, 3, ""),
     "quiet": (QUIET, 0, "cell answer changes how cells or assertions run (get_ipython)"),
     "optimised": (WRONG, 0, ""),
 }
@@ -117,6 +131,14 @@ def test_a_hand_in_that_ends_its_runner_is_not_graded_and_sees_no_secrets(course
     points, problems, _ = course.grade()
     assert points == {"bad": [], "nosy": [1, 3]}
     assert ["bad was not graded: the process that runs it was ended" in problem for problem in problems] == [True]
+
+
+@pytest.mark.slow
+def test_a_hand_in_that_never_ends_is_ended(course, monkeypatch):
+    monkeypatch.setattr(sandbox, "HAND_IN_SECONDS", 10)
+    course.hand_in("bad", answer="while True:\n    pass")
+    points, problems, _ = course.grade()
+    assert points == {"bad": []} and problems == ["bad was not graded: it ran for more than 10 s in all, and was ended"]
 
 
 # --- the container ----------------------------------------------------------------------------------------------------

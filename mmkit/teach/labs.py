@@ -57,7 +57,7 @@ def build(path: str | Path, course: str | Path) -> Path:
     source = _source(course, path.stem)
     source.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, source)
-    _convert("GenerateAssignment", course, path.stem, create_assignment=True)
+    _convert("GenerateAssignment", course, path.stem)
     return Path(course) / "release" / path.stem / path.name
 
 
@@ -144,7 +144,7 @@ def _mark(
     staged = staging / "submitted" / student / name / f"{name}.ipynb"
     staged.parent.mkdir(parents=True)
     nbformat.write(nbformat.from_dict(whole), staged)
-    _convert("Autograde", course, name, student=student, staging=staging, outputs=outputs, create_student=True)
+    _convert("Autograde", course, name, student, staging, outputs)
     return [*notes, *hand_ins.remarks(cells, source)], fault
 
 
@@ -221,14 +221,7 @@ def _config(course: str | Path, staging: Path | None = None):
 
 
 def _convert(
-    kind: str,
-    course: str | Path,
-    name: str,
-    *,
-    student: str = "",
-    staging: Path | None = None,
-    outputs: sandbox.Outputs | None = None,
-    **options,
+    kind: str, course: str | Path, name: str, student: str = "", staging: Path | None = None, outputs: Mapping = {}
 ) -> None:
     """Run one of nbgrader's converters. outputs: of the cells, put in where nbgrader would run the notebook.
 
@@ -246,6 +239,11 @@ def _convert(
         def preprocess_cell(self, cell, resources, index):
             if cell.cell_type == "code":
                 cell.update(from_dict(outputs[cell.id]))
+            if cell.metadata.get("nbgrader", {}).get("grade"):
+                # For nbgrader a shown number is the points, whoever shows it, and a warning is a failure.
+                cell.outputs = [output for output in cell.outputs if output.output_type in ("error", "stream")]
+                for output in cell.outputs:
+                    output.update({"name": "stdout"} if output.output_type == "stream" else {})
             return cell, resources
 
     config = _config(course, staging)
@@ -255,8 +253,6 @@ def _convert(
     directory.assignment_id, directory.student_id = name, student or directory.student_id
     converter = getattr(converters, kind)(coursedir=directory, config=config)
     converter.force = True
-    for option, value in options.items():
-        setattr(converter, option, value)
     said = io.StringIO()
     handler = logging.StreamHandler(said)
     converter.log.addHandler(handler)
