@@ -67,7 +67,8 @@ def test_tasks_by_name(scenes):
 @pytest.mark.parametrize("kind", [Answering, Retrieval])
 def test_every_setting_that_changes_a_result_is_recorded(scenes, kind):
     made = kind(scenes, limit=3)
-    attributes = {name.replace("loss", "objective") for name in vars(made)} - {"dataset", "classes", "target", "modalities"}
+    no_settings = {"dataset", "classes", "target", "modalities"}
+    attributes = {name.replace("loss", "objective") for name in vars(made)} - no_settings
     assert attributes <= set(made.settings())
 
 
