@@ -249,6 +249,24 @@ def test_a_file_that_is_no_notebook(tmp_path):
     assert "is not a readable notebook" in check(tmp_path / "05_valid.ipynb")[0]
 
 
+ODD = {
+    "outputs of another shape": sets("figure", outputs=[{"output_type": "display_data", "data": [[1]]}]),
+    "a number for an id": sets("figure", id=3),
+    "tags that are none": sets("figure", metadata={"tags": [None]}),
+    "half a surrogate pair": sets("figure", source="'\ud800'"),
+    "a list for the kernel": lambda notebook: notebook.update(metadata={"kernelspec": []}),
+    "no cells": lambda notebook: notebook.update(cells={}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_json_of_another_shape_is_a_damaged_notebook(tmp_path, odd):
+    notebook = valid()
+    ODD[odd](notebook)
+    [breach] = breaches(tmp_path, notebook)
+    assert "damaged" in breach or "not a readable notebook" in breach
+
+
 def test_what_a_terminal_would_obey_is_written_out(tmp_path):
     notebook = valid()
     cell(notebook, "result")["metadata"] = {"tags": ["\x1b[2Jcheck"]}

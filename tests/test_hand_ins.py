@@ -239,6 +239,12 @@ def test_a_notebook_without_a_kernel_makes_an_assignment_for_python():
     assert labs.assignment({"cells": NOTEBOOK["cells"]})["metadata"]["kernelspec"]["name"] == "python3"
 
 
+def test_half_a_surrogate_pair_makes_no_assignment(tmp_path):
+    (tmp_path / f"{NAME}.ipynb").write_text(json.dumps(NOTEBOOK | {"cells": [code("x", "'\ud800'")]}))
+    with pytest.raises(MmkitError, match=f"{NAME}.ipynb makes no assignment .'utf-8' codec can't encode"):
+        labs.build(tmp_path / f"{NAME}.ipynb", tmp_path / "course")
+
+
 @pytest.mark.parametrize("identity", ["set-up", ""])
 def test_cells_without_an_id_of_their_own_make_none(identity):
     cells = [*NOTEBOOK["cells"], code(identity, "1")]

@@ -44,19 +44,23 @@ def check(path: str | Path) -> list[str]:
     """Every breach of the contract by the notebook at `path`, as text; [] when there is none."""
     path = Path(path)
     try:
-        notebook = notebooks.read(path)
+        breaches = list(_breaches(path, notebooks.read(path)))
     except MmkitError as error:
         return [str(error)]
-    breaches = [*_file(path, notebook), *_first_cell(path, notebook), *_profile(path)]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # JSON of another shape
+        breaches = [(None, f"it is damaged ({type(error).__name__}: {error}): restore it from version control")]
+    texts = [f"cell {cell}: {text}" if cell else text for cell, text in breaches]
+    return [printable(f"{path.name}: {text}") for text in texts]
+
+
+def _breaches(path: Path, notebook: dict) -> Iterator[Breach]:
+    yield from (*_file(path, notebook), *_first_cell(path, notebook), *_profile(path))
     for rule in (_cells, _code, _sections, _figures, _exercises, _outputs, _paths):
-        breaches += rule(notebook)
+        yield from rule(notebook)
     trees, unreadable = _trees(notebook)
-    breaches += unreadable
+    yield from unreadable
     if not unreadable:
-        breaches += [*_parameters(trees), *_fetching(trees), *prose.check(notebook)]
-    return [
-        printable(f"{path.name}: cell {cell}: {text}" if cell else f"{path.name}: {text}") for cell, text in breaches
-    ]
+        yield from (*_parameters(trees), *_fetching(trees), *prose.check(notebook))
 
 
 def _file(path: Path, notebook: dict) -> Iterator[Breach]:

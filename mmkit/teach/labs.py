@@ -47,16 +47,14 @@ def build(path: str | Path, course: str | Path) -> Path:
     path = Path(path)
     import nbformat
 
-    notebook = nbformat.from_dict(assignment(notebooks.read(path)))
+    notebook, source = nbformat.from_dict(assignment(notebooks.read(path))), _source(course, path.stem)
+    source.parent.mkdir(parents=True, exist_ok=True)
     try:
         nbformat.validate(notebook)
-    except nbformat.ValidationError as error:
-        raise MmkitError(
-            f"{path.name} makes no assignment: {str(error).splitlines()[0]}: correct the notebook"
-        ) from None
-    source = _source(course, path.stem)
-    source.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, source)
+        nbformat.write(notebook, source)
+    except (nbformat.ValidationError, UnicodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise MmkitError(f"{path.name} makes no assignment ({reason}): correct the notebook") from None
     _convert("GenerateAssignment", course, path.stem)
     return Path(course) / "release" / path.stem / path.name
 

@@ -26,6 +26,7 @@ def refresh(path: str | Path) -> str:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     path = Path(path).resolve()
+    notebooks.read(path)  # says what is wrong with a damaged one
     notebook = nbformat.read(path, as_version=4)
     options = {"kernel_name": "python3", "record_timing": False, "timeout": CELL_SECONDS}
     options["resources"] = {"metadata": {"path": str(path.parent)}}

@@ -63,7 +63,8 @@ def _copy(notebook: dict, path: Path, kind: str, change: Callable[[str], str]) -
 
 
 def _script(notebook: dict, path: Path) -> str:
-    title = notebook["cells"][0]["source"].splitlines()[0].lstrip("# ") if notebook["cells"] else path.stem
+    first = notebook["cells"][0]["source"] if notebook["cells"] else ""
+    title = [*first.splitlines(), path.stem][0].lstrip("# ")
     made = f"The code of {path.name} with its answers, made by `mmkit labs views`; the text is in the notebook."
     parts = [f"\n# %% {cell['id']}\n{without_markers(cell['source'])}\n" for cell in notebooks.code_cells(notebook)]
     return "".join([f"# {title}\n# {made}\n", *parts])
