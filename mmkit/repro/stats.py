@@ -13,6 +13,8 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from mmkit.metrics import Score
+
 EXACT_SEEDS, FEWEST_SEEDS = 12, 6  # exact sign-flips up to 12; under 6 no sign-flip test can go below 0.05
 CHUNK = 4_000_000
 
@@ -238,3 +240,15 @@ def _multinomial(rng: np.random.Generator, blocks: np.ndarray, draws: int) -> np
 def _weighted_count(weights: np.ndarray, count: np.ndarray) -> np.ndarray | float:
     """Items drawn, (draws, S), without a product when every cluster has the same number."""
     return float(count.sum(axis=1)[0]) if (count == count[0, 0]).all() else weights @ count.T
+
+
+def score_interval(score: Score, minus: Score | None = None, *, draws: int = 2000) -> tuple[float, float, float]:
+    """Value, low and high (95 %) of a score, or of the paired difference of two, over its clusters."""
+    terms = []
+    for part, weight in ((score, 1.0), (minus, -1.0)):
+        if part is not None:
+            cluster = np.unique(part.clusters, return_inverse=True)[1]
+            total, count = np.bincount(cluster, part.items), np.bincount(cluster).astype(float)
+            terms.append(Term(total[None], count[None], weight, "clusters"))
+    found = paired_bootstrap(terms, draws=draws)
+    return found.effect, found.low, found.high

@@ -4,7 +4,7 @@ from mmkit.errors import unknown
 from mmkit.tasks.answering import Answering
 from mmkit.tasks.base import Task
 from mmkit.tasks.captioning import Captioning
-from mmkit.tasks.diagnosis import Diagnosis, reworded
+from mmkit.tasks.diagnosis import Diagnosis, resplit, reworded
 from mmkit.tasks.retrieval import Retrieval
 
 TASKS = {"answering": Answering, "captioning": Captioning, "diagnosis": Diagnosis, "retrieval": Retrieval}
@@ -17,4 +17,4 @@ def task(name: str, dataset, **options):
     return TASKS[name](dataset, **options)
 
 
-__all__ = ["Answering", "Captioning", "Diagnosis", "Retrieval", "Task", "reworded", "task"]
+__all__ = ["Answering", "Captioning", "Diagnosis", "Retrieval", "Task", "resplit", "reworded", "task"]

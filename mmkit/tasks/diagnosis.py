@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmkit.data import Dataset
+from mmkit.data import Dataset, split_by_hash
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, at_threshold, auroc, average_precision, brier, calibration_error, threshold
 from mmkit.tasks.answering import Answering
@@ -101,4 +101,20 @@ def reworded(dataset: Dataset, role: str, name: str, change: Callable[[str], str
     other = Dataset(dataset.root, dataset.card)
     other.items, other.texts = dataset.items, pd.concat([dataset.texts, texts], ignore_index=True)
     other.content = hashlib.sha256("\n".join([dataset.content, name, *texts["text"]]).encode()).hexdigest()
+    return other
+
+
+def resplit(dataset: Dataset, label: str, seed: int) -> Dataset:
+    """The same set, its paired patients dealt out anew to train, val and test: those who ever have the label (1), and
+    the others, in equal shares. Pools keep nobody who is evaluated."""
+    other = Dataset(dataset.root, dataset.card)
+    other.items, other.texts, other.content = dataset.items.copy(), dataset.texts, dataset.content
+    items = other.items
+    paired = items["split"].isin(["train", "val", "test"])
+    sick = items["group"].isin(items["group"][paired & (items[label] == 1)])
+    for part in (paired & sick, paired & ~sick):
+        patients = [f"{seed}/{group}" for group in items["group"][part]]
+        items.loc[part, "split"] = split_by_hash(patients, val=0.15, test=0.35)
+    held = items["group"].isin(items["group"][items["split"].isin(["val", "test"])])
+    items.loc[held & items["split"].str.startswith("pool"), "split"] = "left_out"
     return other

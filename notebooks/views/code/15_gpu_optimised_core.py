@@ -2,20 +2,20 @@
 # The code of 15_gpu_optimised_core.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
 
 # %% set-up
-import time
-import timeit
-from copy import deepcopy
+import inspect
+from functools import partial
 
 import torch
 from IPython.display import Markdown, display
+from torch import nn
 from torch.nn import functional as F
 
 import mmkit
-from mmkit.core import contrastive_loss, gradient_cache
+from mmkit.core import contrastive_loss, gradient_cache, reference
+from mmkit.deploy.measure import Saved, ceilings, fastest, moved_bytes, seconds
 from mmkit.models import fast, pretrained
-from mmkit.repro import claims, paths, recorded, records
-from mmkit.repro.report import arm_points
-from mmkit.strategies import Budget, fit
+from mmkit.repro import claims, paths, recorded, records, report
+from mmkit.strategies import Budget, Stage, Strategy, fit
 from mmkit.tasks import Retrieval
 from mmkit.teach import plots
 from mmkit.training import flops_of, stream
@@ -29,34 +29,35 @@ epochs: int = 6  # passes over them: the compute that every batch size may spend
 batch_sizes: list[int] = [16, 64, 256]  # batches that are trained with
 lr: float = 0.003  # learning rate at a batch of 64
 images: int = 16  # images that the frozen encoder is timed on
-more: bool = False  # time the encoder by ONNX Runtime and torch.compile too: a minute, and the extra `fast`
+more: bool = False  # time it by ONNX Runtime and torch.compile too: a minute, and the extra `fast`
 seed: int = 0  # decides embeddings, pairs, order and first weights
-published: str = "core"  # plan whose published records are shown beside this run; empty: this run alone
+published: str = "core"  # plan whose published records are shown, too; empty: this run alone
 
 # %% guess
 guess = {"times faster": 1.5, "best batch": 64}
 
 # %% guess-check
-assert set(guess) == {"times faster", "best batch"} and all(value > 0 for value in guess.values()), f"two positive numbers, got {guess}"
-print(f"noted: {guess}")
+assert set(guess) == {"times faster", "best batch"}, f"answer both questions, got {guess}"
+assert all(value > 0 for value in guess.values()), f"two positive numbers, got {guess}"
+
+# %% reference
+display(Markdown(f"```python\n{inspect.getsource(reference.contrastive_loss)}```"))
 
 # %% naive
 def two_matrices(image, text, scale):
+    """Equation (1) with one matrix from each side, as open_clip's `ClipLoss` computes it."""
     target = torch.arange(len(image))
-    return (F.cross_entropy(scale * image @ text.T, target) + F.cross_entropy(scale * text @ image.T, target)) / 2
-
-
-def one_matrix(image, text, scale):
-    scores, target = scale * image @ text.T, torch.arange(len(image))
-    return (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+    by_image, by_text = scale * image @ text.T, scale * text @ image.T
+    return (F.cross_entropy(by_image, target) + F.cross_entropy(by_text, target)) / 2
 
 
 def batch(n, noise=5.0, dim=width, kind=torch.float32):
-    """Unit vectors, each text its image with noise; noise 5: near misses, 2: told apart. Never zeros."""
+    """Unit vectors, each text its image with noise (5: near misses, 2: told apart); the scale."""
     generator = stream(seed, "embeddings")
     image = F.normalize(torch.randn(n, dim, generator=generator), dim=1)
-    text = F.normalize(image + noise / 384**0.5 * torch.randn(n, dim, generator=generator), dim=1)
-    return [x.to(kind).requires_grad_() for x in (image, text)] + [torch.tensor(100.0).requires_grad_()]
+    shift = noise / 384**0.5 * torch.randn(n, dim, generator=generator)
+    given = image, F.normalize(image + shift, dim=1), torch.tensor(100.0)
+    return [x.to(kind).requires_grad_() for x in given]
 
 
 def gradients(loss, inputs):
@@ -68,7 +69,9 @@ def tiles(image, text, scale, size):
     for i in range(0, len(image), size):
         for j in range(0, len(text), size):
             scores = scale * image[i : i + size] @ text[j : j + size].T
-            yield slice(i, i + size), slice(j, j + size), scores.fill_diagonal_(-torch.inf) if i == j else scores
+            if i == j:
+                scores.fill_diagonal_(-torch.inf)
+            yield slice(i, i + size), slice(j, j + size), scores
 
 
 class Tiled(torch.autograd.Function):
@@ -88,9 +91,10 @@ def backward(ctx, grad):
     p, q = torch.sigmoid(rows - positive), torch.sigmoid(columns - positive)
     d_image, d_text = -(p + q)[:, None] * text, -(p + q)[:, None] * image
     for i, j, scores in tiles(image, text, scale, ctx.size):
-        g = p[i, None] * (scores - rows[i, None]).exp() + q[None, j] * (scores - columns[None, j]).exp()  # (3)
-        d_image[i] += g @ text[j]
-        d_text[j] += g.T @ image[i]
+        by_row = p[i, None] * (scores - rows[i, None]).exp()
+        by_column = q[None, j] * (scores - columns[None, j]).exp()
+        d_image[i] += (by_row + by_column) @ text[j]  # (3)
+        d_text[j] += (by_row + by_column).T @ image[i]
     unit = grad / (2 * len(image))
     return unit * scale * d_image, unit * scale * d_text, unit * (image * d_image).sum(), None
 
@@ -102,103 +106,77 @@ def tiled(image, text, scale, size=tile):
     return Tiled.apply(image, text, scale, size)
 
 # %% count
-class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Sizes of the memory that autograd keeps for the backward pass, leaves left out."""
-
-    def __init__(self):
-        self.pieces = {}
-        super().__init__(self.pack, lambda x: x)
-
-    def pack(self, x):
-        owner = x if x._base is None else x._base
-        if not (owner.is_leaf and owner.requires_grad):
-            self.pieces[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-
-VERSIONS = {"two matrices": two_matrices, "one matrix": one_matrix, "tiled": tiled, "mmkit.core": contrastive_loss}
-n, exact = width // 2, [x.detach().double().requires_grad_() for x in batch(width // 2)]
+VERSIONS = {"two matrices": two_matrices, "one matrix": reference.contrastive_loss}
+VERSIONS |= {"tiled": tiled, "mmkit.core": contrastive_loss}
+n, work = width // 2, {}
+inputs, exact = batch(n), batch(n, kind=torch.float64)
+wanted = gradients(reference.contrastive_loss, exact)
 for name, loss in VERSIONS.items():
-    with (kept := Kept()):
-        held = (loss(*batch(n)), sum(size == 4 * n * n for size in kept.pieces.values()))[1]
-    apart = max(float((a - b).norm() / b.norm()) for a, b in zip(gradients(loss, exact), gradients(two_matrices, exact)))
-    counted = flops_of(lambda: gradients(loss, batch(n))) / (n * n * width)  # noqa: B023
-    print(f"{name:13} {counted:4.1f} N²D operations, keeps {held} N×N matrices, gradients equal to 1e-9: {apart < 1e-9}")
+    with Saved() as saved:
+        value = loss(*inputs)
+    work[name] = flops_of(partial(gradients, loss, inputs)) / (n * n * width)
+    same, matrix = map(torch.allclose, gradients(loss, exact), wanted), 4 * n * n in saved.sizes
+    print(f"{name:12} {work[name]:4.1f} N²D, a matrix kept: {matrix}, equal gradients: {all(same)}")
 
 # %% draw
 shown, size = 48, 16
 a, b, _ = (x.detach() for x in batch(shown, noise=3.0, dim=24))
 scores, block = (20 * a @ b.T).exp().log1p(), slice(size, 2 * size)
-sums, again = scores.clone().fill_diagonal_(torch.nan), torch.full_like(scores, torch.nan)
+sums, again = scores.clone().fill_diagonal_(0), torch.zeros_like(scores)
 again[block, block] = sums[block, block]
-sums[block, 2 * size :] = sums[2 * size :] = torch.nan
-with plots.figure(1, 3, width=10, height=3.6, alt="Three panels. Left: the whole matrix of scores with its bright diagonal. Middle: the forward pass, tiles up to the present one computed, the diagonal empty, sums growing at the right and below. Right: the backward pass, one tile computed again.", caption="Left: what the formula asks for. Middle: what is held, one tile (red) and two vectors of sums. Right: the same tile again on the way back, a factor of two small products.") as axes:
-    for axis, picture, title in zip(axes, (scores, sums, again), ("N × N scores", "forward: sums", "backward: products")):
-        axis.imshow(picture, vmin=0, vmax=float(scores.max()))
-        axis.set(title=title, xticks=range(0, shown + 1, size), yticks=range(0, shown + 1, size), xlabel="texts", ylabel="images", xlim=(-1, shown + 13), ylim=(shown + 13, -1))
-    axes[1].plot(*(size * torch.tensor(corners) - 0.5 for corners in ([1, 2, 2, 1, 1], [1, 1, 2, 2, 1])), color=plots.VERMILION, linewidth=3)
-    for axis, rows, columns, colour in ((axes[1], sums.nansum(1), sums.nansum(0), plots.BLUE), (axes[2], again.nansum(1) > 0, again.nansum(0) > 0, plots.ORANGE)):
-        axis.barh(range(shown), 10 * rows / rows.max(), left=shown + 1, height=1, color=colour)
-        axis.bar(range(shown), 10 * columns / columns.max(), bottom=shown + 1, width=1, color=colour)
+sums[block, 2 * size :] = sums[2 * size :] = 0
+panels = (scores, "N × N scores"), (sums, "forward: sums"), (again, "backward: products")
+with plots.figure(1, 3, width=10, height=3.6, alt="All scores; tiles and sums; one tile") as axes:
+    for axis, (picture, title) in zip(axes, panels):
+        axis.imshow(picture.where(picture > 0, torch.nan), vmin=0, vmax=float(scores.max()))
+        axis.set(title=title, xlabel="texts", ylabel="images", xticks=[0, 16, 32, 48])
+        axis.set(yticks=[0, 16, 32, 48], xlim=(-1, 61), ylim=(61, -1))
+        if picture is not scores:
+            rows, columns = (10 * x / x.max() for x in (picture.sum(1), picture.sum(0)))
+            axis.barh(range(shown), rows, left=49, height=1, color=plots.BLUE)
+            axis.bar(range(shown), columns, bottom=49, width=1, color=plots.BLUE)
+    axes[1].plot([16, 32, 32, 16, 16], [16, 16, 32, 32, 16], color=plots.VERMILION, linewidth=3)
 
 # %% ceilings
-clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # processor time is deaf to what else runs
-
-
-def fastest(call, count=2):  # seconds, the first call left out
-    return min(timeit.repeat(call, number=1, repeat=count + 1, timer=clock)[1:])
-
-
-side, big = min(2048, max(sizes)), torch.zeros(min(2048, max(sizes)) ** 2 * 8)
-squares = {"float32": torch.randn(side, side), "bfloat16": torch.randn(side, side).bfloat16()}
-peak = {kind: 2 * side**3 / fastest(lambda: torch.mm(x, x)) for kind, x in squares.items()}  # noqa: B023
-bandwidth = 2 * 4 * len(big) / fastest(lambda other=torch.empty_like(big): other.copy_(big))
-print(f"{torch.get_num_threads()} thread(s): {', '.join(f'{kind} {value / 1e9:,.0f} GFLOP/s' for kind, value in peak.items())}; {bandwidth / 1e9:.1f} GB/s copied; the roof bends at {peak['float32'] / bandwidth:.0f} operations a byte")
+peak, bandwidth = ceilings(min(2048, max(sizes)))
+speeds = ", ".join(f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peak.items())
+print(f"{torch.get_num_threads()} thread(s): {speeds}; {bandwidth / 1e9:.1f} GB/s copied")
+print(f"the roof bends at {peak['float32'] / bandwidth:.0f} operations a byte")
 
 # %% traffic
-class Traffic(torch.utils._python_dispatch.TorchDispatchMode):
-    """Bytes of the operands that are larger than `cached`, over all operators that move data."""
-
-    cached, moved = 0, 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        found = operator(*args, **(kwargs or {}))
-        operands = [] if operator.is_view else [x for x in torch.utils._pytree.tree_leaves((args, kwargs, found)) if isinstance(x, torch.Tensor)]
-        self.moved += sum(x.numel() * x.element_size() for x in operands if x.untyped_storage().nbytes() > self.cached)
-        return found
-
-
 def moved(name, n):
-    """Bytes of one forward and backward pass. In tiles the tile decides them, so that they are counted on many and scaled; the core's has 1,024 rows."""
+    """Bytes of one forward and backward pass over n pairs."""
     side = {"tiled": tile, "mmkit.core": 1024}.get(name, 0)
     rows = 8 * side or n
-    with torch.device("meta"), Traffic() as traffic:  # shapes alone decide, nothing is computed
-        traffic.cached = 4 * min(side * side, rows * width - 1)
-        gradients((lambda *x: tiled(*x, side)) if side else VERSIONS[name], [torch.zeros(shape, requires_grad=True) for shape in ((rows, width), (rows, width), ())])
-    return traffic.moved * (n / rows) ** 2
+    loss = partial(tiled, size=side) if side else VERSIONS[name]
+    with torch.device("meta"):  # shapes alone decide, nothing is computed
+        shapes, cached = ((rows, width), (rows, width), ()), 4 * min(side * side, rows * width - 1)
+        inputs = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+        return moved_bytes(partial(gradients, loss, inputs), cached=cached) * (n / rows) ** 2
 
 # %% race
-work, race = {"two matrices": 12, "one matrix": 6, "tiled": 8, "mmkit.core": 8}, {}  # N²D operations; seconds
+race = {}  # seconds
 for n in sizes:
     inputs = batch(n)
-    taken = [{name: timeit.timeit(lambda: gradients(loss, inputs), number=1, timer=clock) for name, loss in VERSIONS.items()} for _ in range(2)]  # noqa: B023
-    race |= {(name, n): min(turn[name] for turn in taken) for name in VERSIONS}  # turn and turn about, the faster counts
-intensity = {(name, n): work[name] * n * n * width / moved(name, n) for name, n in race}
-speed = {(name, n): work[name] * n * n * width / seconds for (name, n), seconds in race.items()}
-print("\n".join(f"N = {n:,}: " + ", ".join(f"{name} {1e3 * race[name, n]:,.0f} ms" for name in VERSIONS) for n in sizes))
+    for name in [*VERSIONS, *VERSIONS]:  # turn and turn about, the faster counts
+        taken = seconds(gradients, VERSIONS[name], inputs)
+        race[name, n] = min(taken, race.get((name, n), taken))
+    print(f"N = {n:,}: " + ", ".join(f"{name} {1e3 * race[name, n]:,.0f} ms" for name in VERSIONS))
 
 # %% roofline
-most, gain = max(sizes), race["two matrices", max(sizes)] / race["mmkit.core", max(sizes)]
-looks = dict(zip(VERSIONS, ((plots.VERMILION, "s"), (plots.ORANGE, "D"), (plots.SKY, "^"), (plots.BLUE, "o"))))
-x = torch.logspace(0, 3, 200)
-alt = f"Roofline of this machine on logarithmic axes, speed against operations a byte. All marks lie under the flat part of the float32 roof; those of the versions with a matrix lie left, those of the tiled pass and the core right; at N = {most:,} the core is {gain:.1f} times as fast as two matrices."
-with plots.figure(width=7.5, height=4.4, alt=alt, caption=f"Marks grow with N ({', '.join(f'{n:,}' for n in sizes)}); times are those at {most:,}. All lie under the flat part, so bytes alone do not explain the order. Highest speed: {max(VERSIONS, key=lambda name: speed[name, most])}; longest time: {max(VERSIONS, key=lambda name: race[name, most])}. A mark near the roof may belong to code that computes too much.") as axes:
-    for (kind, top), line in zip(peak.items(), ("-", "--")):
-        axes.plot(x, torch.minimum(x * bandwidth, torch.tensor(top)) / 1e9, line, color=plots.BLACK if line == "-" else plots.GREY, label=f"roof, {kind}")
-    for name, (colour, marker) in looks.items():
+looks = [(plots.VERMILION, "s"), (plots.ORANGE, "D"), (plots.SKY, "^"), (plots.BLUE, "o")]
+alt = "Roofline of this machine: speed against operations a byte for four ways to one loss."
+with plots.figure(width=7.5, height=4.4, alt=alt) as axes:
+    for (kind, top), line in zip(peak.items(), ("k-", "k--")):
+        x, y = [1, top / bandwidth, 1000], [bandwidth / 1e9, top / 1e9, top / 1e9]
+        axes.plot(x, y, line, label=f"roof, {kind}")
+    for name, (colour, marker) in zip(VERSIONS, looks):
         for k, n in enumerate(sizes):
-            axes.plot(intensity[name, n], speed[name, n] / 1e9, marker=marker, markersize=6 + 2 * k, color=colour, linestyle="none", label=f"{name}, {work[name]} N²D" if n == most else None)
-        axes.annotate(f"{1e3 * race[name, most]:,.0f} ms", (intensity[name, most], speed[name, most] / 1e9), xytext=(8, 8 if name == "two matrices" else -14), textcoords="offset points", fontsize=8, color=colour)
+            operations = work[name] * n * n * width
+            at = operations / moved(name, n), operations / race[name, n] / 1e9
+            look = {"marker": marker, "markersize": 6 + 2 * k, "color": colour, "ls": ""}
+            axes.plot(*at, **look, label=None if k else f"{name}, {work[name]:g} N²D")
+        axes.text(*at, f"  {1e3 * race[name, n]:,.0f} ms", va="bottom" if work[name] > 8 else "top")
     axes.set(xscale="log", yscale="log", xlabel="operations a byte moved", ylabel="GFLOP/s")
     axes.legend(loc="lower right", fontsize=8)
 
@@ -206,95 +184,106 @@ with plots.figure(width=7.5, height=4.4, alt=alt, caption=f"Marks grow with N ({
 def off_by(loss, noise, kind):
     """Relative error of the image gradient against (2) in float64 of the same numbers."""
     inputs = batch(512, noise, 384, kind)
-    reference = gradients(tiled, [x.detach().double().requires_grad_() for x in inputs])[0]
-    return float((gradients(loss, inputs)[0].double() - reference).norm() / reference.norm())
+    exact = gradients(tiled, [x.detach().double().requires_grad_() for x in inputs])[0]
+    return float((gradients(loss, inputs)[0].double() - exact).norm() / exact.norm())
 
 
-ways = {"ordinary": lambda a, b, scale: two_matrices(a, b, scale.to(a.dtype)), "core": contrastive_loss}
-errors = {(way, kind): [off_by(ways[way], noise, kind) for noise in (5.0, 2.2)] for kind in (torch.float32, torch.bfloat16) for way in ways}
-rows = "\n".join(f"| {way}, {str(kind)[6:]} | {near:.0e} | {apart:.0e} |" for (way, kind), (near, apart) in errors.items())
-display(Markdown(f"| gradient of | near misses | told apart |\n|---|---|---|\n{rows}"))
+errors = {}
+for kind in (torch.float32, torch.bfloat16):
+    for way, loss in (("two matrices", two_matrices), ("core", contrastive_loss)):
+        near, apart = errors[way, kind] = [off_by(loss, noise, kind) for noise in (5.0, 2.2)]
+        print(f"{way:12} {str(kind)[6:]:8} near misses {near:.0e}, told apart {apart:.0e}")
 
 # %% cache
-towers = [torch.nn.Sequential(torch.nn.Linear(width, 2048), torch.nn.GELU(), torch.nn.Linear(2048, 64)) for _ in range(2)]
-given, held = [x.detach() for x in batch(512)[:2]], []
+towers = [nn.Sequential(nn.Linear(width, 2048), nn.GELU(), nn.Linear(2048, 64)) for _ in range(2)]
+images_of, texts_of, _ = (x.detach() for x in batch(512))
 
 
 def encode(chunk):
-    with (kept := Kept()):
+    with Saved() as saved:
         embeddings = [F.normalize(tower(x), dim=1) for tower, x in zip(towers, chunk)]
-    held.append(sum(kept.pieces.values()))
+    held.append(saved.total)
     return embeddings
 
 
-whole = contrastive_loss(*encode(given), 20.0)
-cached = gradient_cache(encode, list(zip(*([part.clone() for part in x.split(64)] for x in given))), lambda *x: contrastive_loss(*x, 20.0))
-print(f"chunks of 64: the same loss: {abs(float(whole.detach() - cached)) < 1e-5}; kept for the backward pass: 1/{held[0] / held[-1]:.1f}; encoded {(len(held) - 1) // 8} times")
+held, loss = [], partial(contrastive_loss, logit_scale=20.0)
+whole = loss(*encode((images_of, texts_of)))
+chunks = [(images_of[part], texts_of[part]) for part in torch.arange(512).split(64)]
+print("8 chunks of 64, same loss:", torch.allclose(whole, gradient_cache(encode, chunks, loss)))
+print(f"kept for the backward pass: 1/{held[0] / held[-1]:.1f}; chunks encoded: {len(held) - 1}")
 
 # %% task
-class Weighed(Retrieval):
-    """Retrieval in a precision of choice; weighs what a training step keeps for its backward pass."""
+def weighed(objective, fitting):
+    """The same objective, which also counts what a step keeps for its backward pass."""
 
-    precision, kept = "float32", 0
+    def loss(model, batch):
+        with Saved() as saved:
+            value = objective(model, batch)
+        fitting.settings["step_bytes"] = saved.total
+        return value
 
-    def loss(self, *given):
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"), (kept := Kept()):
-            loss = super().loss(*given)
-        self.kept = sum(kept.pieces.values())
-        return loss
+    return loss
 
 
 def train(size, precision):
-    problem = Weighed(dataset)
-    problem.precision = precision
-    result = fit("scratch", problem, budget=Budget(pairs, epochs), seed=seed, batch=size, lr=lr * (size / 64) ** 0.5)
-    result.cost.peak_bytes = problem.kept  # exact, where the peak of the process would be mostly Python's
+    stage = Stage("joint", wrap=weighed, precision=precision)
+    arm = Strategy("scratch", "random encoders, everything trained on the pairs", stages=(stage,))
+    options = {"seed": seed, "batch": size, "lr": lr * (size / 64) ** 0.5}
+    result = fit(arm, Retrieval(dataset), budget=Budget(pairs, epochs), **options)
+    result.cost.peak_bytes = result.settings["step_bytes"]  # the process's peak is mostly Python
     mmkit.record(result, batch=size, precision=precision)
 
 # %% train
-dataset, middle = mmkit.load("scenes", train=pairs, val=150, test=300, ood=0, pool=8), sorted(batch_sizes)[len(batch_sizes) // 2]
-for size, precision in [*((size, "float32") for size in batch_sizes), (middle, "bfloat16")]:
-    train(size, precision)
+dataset = mmkit.load("scenes", train=pairs, val=150, test=300, ood=0, pool=8)
+for size in batch_sizes:
+    train(size, "float32")
+train(sorted(batch_sizes)[len(batch_sizes) // 2], "bfloat16")
 mine, folder = recorded(), paths.notebooks() / "records" / published
 evidence = records.read(folder) if published and folder.exists() else []
-source = evidence or mine
-seeds, known = ({read(result) for result in source} for read in (lambda r: r.row["seed"], lambda r: r.condition["batch"]))
 
 # %% buys
-def point(results, size, precision="float32"):
-    """Mean and 95 % interval of R@1 over seeds, or None."""
-    asked = {"batch": size, "precision": precision}
-    conditions = [result.condition for result in results if asked.items() <= result.condition.items()]
-    return arm_points(results, "recall@1", conditions[0])["scratch"] if conditions else None
+def points(results):
+    """(batch, precision) -> mean and 95 % interval of R@1 over seeds."""
+    found = {}
+    for condition in report.conditions(results):
+        at = condition["batch"], condition["precision"]
+        found[at] = report.arm_points(results, "recall@1", condition)["scratch"]
+    return found
 
 
-ranked = sorted((point(source, size)["mean"], size) for size in known if point(source, size))
-what = f"R@1 over {len(seeds)} seed(s)"
-with plots.figure(width=6, height=3.2, alt=f"{what} against the batch size at equal compute, with 95 % intervals, and one mark for bfloat16 autocast.", caption=f"Each batch size passes over the pairs equally often; the highest mean is at {ranked[-1][1]}, the lowest at {ranked[0][1]}. Ring: this run.") as axes:
-    for batch_size, precision, place, colour in (look for n in known for look in ((n, "float32", n, plots.BLUE), (n, "bfloat16", n * 1.1, plots.VERMILION))):
-        if p := point(source, batch_size, precision):
-            axes.errorbar(place, p["mean"], yerr=[[p["mean"] - p["low"]], [p["high"] - p["mean"]]] if len(seeds) > 1 else None, color=colour, marker="o")
-        if ring := point(mine, batch_size, precision):
-            axes.plot(place, ring["mean"], "o", markersize=11, fillstyle="none", color="0.4")
-    axes.set_xscale("log", base=2)
-    axes.set(xticks=sorted(known), xticklabels=sorted(known), xlabel="batch size (blue: float32, vermilion: bfloat16 autocast)", ylabel=what)
+known, here = points(evidence or mine), points(mine)
+with plots.figure(width=6, height=3.2, alt="R@1 against batch size at equal compute") as axes:
+    for (size, kind), p in known.items():
+        place, colour = f"{size}, {kind}", plots.BLUE if kind == "float32" else plots.VERMILION
+        error = [[p["mean"] - p["low"]], [p["high"] - p["mean"]]] if evidence else None
+        axes.errorbar(place, p["mean"], yerr=error, color=colour, marker="o")
+        if (size, kind) in here:
+            axes.plot(place, here[size, kind]["mean"], "o", ms=11, fillstyle="none", color="0.4")
+    axes.set(xlabel="batch size and precision", ylabel="R@1", ylim=(0, None))
 
 # %% encoder
-encoder = pretrained("efficientnet_lite0")
-plain = deepcopy(encoder.body).to(memory_format=torch.contiguous_format)
+encoder, other = pretrained("efficientnet_lite0"), pretrained("efficientnet_lite0")
+plain = other.body.to(memory_format=torch.contiguous_format).forward_features
 x = torch.rand(images, 3, encoder.size, encoder.size, generator=stream(seed, "photos")) * 2 - 1
-with fast.quick(encoder, fast.FEWEST * more) as said, torch.inference_mode():
-    ways = {"as timm gives it": plain.forward_features, "channels-last": lambda x: encoder.body.forward_features(x.contiguous(memory_format=torch.channels_last))}
-    ways |= {"torch.compile": torch.compile(encoder.body.forward_features, options={"freezing": True}), said.split(":")[0]: encoder.maps} if more else {}
-    rate = {name: images / fastest(lambda: way(x)) for name, way in ways.items()}  # noqa: B023
-    apart = {name: float((way(x) - plain.forward_features(x)).norm() / plain.forward_features(x).norm()) for name, way in ways.items()}
-for name in ways:
-    print(f"{name:17} {rate[name]:6.1f} images/s, {rate[name] / rate['as timm gives it']:.2f} times, relative difference {apart[name]:.0e}")
-print(f"20 epochs over 8,000 photos: {20 * 8000 / rate['channels-last'] / 60:.0f} min of encoding, or {8000 / rate['channels-last'] / 60:.0f} min when the features are kept")
+
+
+def channels_last(x):
+    return encoder.body.forward_features(x.contiguous(memory_format=torch.channels_last))
+
+
+ways = {"as timm gives it": plain, "channels-last": channels_last}
+with fast.quick(encoder, fast.FEWEST if more else 0) as said, torch.inference_mode():
+    if more:
+        folded = torch.compile(encoder.body.forward_features, options={"freezing": True})
+        ways |= {"torch.compile": folded, said.split(":")[0]: encoder.maps}
+    for name, way in ways.items():
+        rate, apart = images / fastest(way, x), float((way(x) - plain(x)).norm() / plain(x).norm())
+        print(f"{name:17} {rate:5.1f}/s, 8,000 in {8000 / rate / 60:.1f} min, off by {apart:.0e}")
 
 # %% kept
 for name in ("core_cpu", "core_encoder", "core_gpu"):
-    display(Markdown((paths.notebooks() / "records" / "benchmarks" / f"{name}.md").read_text(encoding="utf-8").replace("# ", "#### ", 1)))
+    file = paths.notebooks() / "records" / "benchmarks" / f"{name}.md"
+    display(Markdown(file.read_text(encoding="utf-8").replace("# ", "#### ", 1)))
 
 # %% merge
 def merge(first, second):
@@ -307,10 +296,10 @@ row = torch.tensor([3.0, 900.0, -2.0, 898.0, 5.0])
 parts = [(part.max(), (part - part.max()).exp().sum()) for part in row.split([1, 2, 2])]
 m, s = merge(merge(parts[0], parts[1]), parts[2])
 assert torch.isclose(m + s.log(), row.logsumexp(0)), "the parts together are the whole row"
-assert torch.isclose(torch.stack(merge(parts[1], parts[0])), torch.stack(merge(parts[0], parts[1]))).all(), "the order of the parts does not matter"
-low = merge((torch.tensor(-800.0), torch.tensor(2.0)), (torch.tensor(-801.0), torch.tensor(1.0)))
-assert torch.isclose(low[0] + low[1].log(), torch.tensor([-800.0, -800.0, -801.0]).logsumexp(0)) and low[0] == -800
-print(f"log-sum-exp {float(m + s.log()):.4f}")
+assert merge(parts[1], parts[0]) == merge(*parts[:2]), "the order of the parts does not matter"
+low = torch.tensor([-800.0, -800.0, -801.0])
+m_low, s_low = merge((low[0], torch.tensor(2.0)), (low[2], torch.tensor(1.0)))
+assert torch.isclose(m_low + s_low.log(), low.logsumexp(0)) and m_low == -800
 
 # %% largest
 def largest_batch(memory, pair, row):
@@ -318,15 +307,18 @@ def largest_batch(memory, pair, row):
     return int(((row**2 + 4 * pair * memory) ** 0.5 - row) / (2 * pair)) if pair else memory // row
 
 # %% largest-check
-assert largest_batch(1000, 1, 0) == 31 and largest_batch(1024, 1, 0) == 32, "a whole number that still fits"
+assert largest_batch(1000, 1, 0) == 31 and largest_batch(1024, 1, 0) == 32, "whole, and it fits"
 assert largest_batch(1100, 1, 100) == 10 and largest_batch(1099, 1, 100) == 9, "rows cost too"
 assert largest_batch(10**6, 0, 100) == 10_000, "without a matrix"
-print(f"80 GB, width {width}: {largest_batch(80 * 10**9, 16, 16 * width):,} with matrices, {largest_batch(80 * 10**9, 0, 16 * width):,} without")
 
 # %% findings
-print(f"At N = {most:,} and D = {width} the core is {gain:.2f} times as fast as two matrices and {race['one matrix', most] / race['mmkit.core', most]:.2f} times as fast as one; you guessed {guess['times faster']}.")
-print(f"At N = {min(sizes):,} one matrix takes {1e3 * race['one matrix', min(sizes)]:,.0f} ms and the core {1e3 * race['mmkit.core', min(sizes)]:,.0f} ms.")
-print(f"On a batch that is told apart, the ordinary float32 gradient is {errors['ordinary', torch.float32][1] / errors['core', torch.float32][1]:,.0f} times further from float64 than the core's.")
-print(f"At equal compute the highest mean R@1 over {len(seeds)} seed(s) is {ranked[-1][0]:.3f}, at batch {ranked[-1][1]}; you guessed {guess['best batch']}." + " One seed is an illustration, not evidence." * (len(seeds) == 1))
-for verdict in claims.evaluate(claims.read_claims(["C14", "C14-memory"]), evidence) if evidence else []:
+for name in ("two matrices", "one matrix"):
+    ratios = [f"{race[name, n] / race['mmkit.core', n]:.2f} at N = {n:,}" for n in sizes]
+    print(f"the time of {name} over the core's: {', '.join(ratios)}")
+worse = errors["two matrices", torch.float32][1] / errors["core", torch.float32][1]
+print(f"told apart, two matrices' float32 gradient is {worse:,.0f} times further from float64")
+for (size, kind), p in known.items():
+    print(f"equal compute, batch {size} in {kind}: mean R@1 {p['mean']:.3f} (you guessed {guess})")
+declared = claims.read_claims(["C14", "C14-memory"])
+for verdict in claims.evaluate(declared, evidence) if evidence else ():
     print(f"{verdict.claim.id}: {verdict.verdict}. {verdict.claim.statement} {verdict.reason}")

@@ -2,7 +2,7 @@
 
 import torch
 
-from mmkit.core.measure import Saved, moved_bytes
+from mmkit.deploy.measure import Saved, moved_bytes
 
 
 def test_what_autograd_keeps_is_counted_once_and_without_leaves():

@@ -1,4 +1,4 @@
-"""What a computation keeps, moves and takes: bytes that autograd saves, bytes that operators read and write, seconds."""
+"""What a computation keeps, moves and takes: bytes that autograd saves, bytes that operators move, seconds."""
 
 import time
 from collections.abc import Callable

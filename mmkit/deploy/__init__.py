@@ -1,0 +1,1 @@
+"""Models at work: what they cost on a machine."""
