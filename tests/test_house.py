@@ -66,6 +66,12 @@ FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
     "03_data_and_augmentation.ipynb",
     "04_holistic_fine_tuning.ipynb",
     "05_component_pretraining.ipynb",
+    "06_head_to_head.ipynb",
+    "10_captioning.ipynb",
+    "11_retrieval.ipynb",
+    "12_medical_imaging.ipynb",
+    "15_gpu_optimised_core.ipynb",
+    "99_report.ipynb",
 )
 CAPS = {
     "core": 1500,
