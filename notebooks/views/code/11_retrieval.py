@@ -68,7 +68,7 @@ def keep(result, task, encoders, **about):
 # %% runs
 def run(arm, pools="broad", objective="infonce", batch=batches[-1], temperature=None):
     """Train one arm with the encoders that suit the data, and record its scores."""
-    task = problem(pools, objective=objective, temperature=temperature)
+    task = problem(pools, loss=objective, temperature=temperature)
     encoders, count = suited(task.dataset, arm), pairs or task.dataset.splits["train"]
     result = fit(arm, task, budget=Budget(count, epochs), seed=seed, encoders=encoders, batch=batch)
     about = {"pools": pools, "objective": objective, "batch": batch, "epochs": epochs}
