@@ -14,7 +14,7 @@ from mmkit.models import CNN, TextTransformer, WordTokenizer
 from mmkit.strategies import Budget, Encoders, fit
 from mmkit.strategies.tuned import learning_rate, table
 from mmkit.tasks import Answering, Retrieval
-from mmkit.tasks.retrieval import OBJECTIVES, _walk, hinge_loss
+from mmkit.tasks.retrieval import LOSSES, _walk, hinge_loss
 from mmkit.training import Cost, RowBatches, seeded, stream
 
 SMALL = {"train": 96, "val": 16, "test": 48, "ood": 16, "pool": 64}
@@ -76,9 +76,9 @@ def test_each_objective_is_its_own_loss(scenes):
         "hinge": lambda image, text, head: hinge_loss(image, text, margin=0.2),
         "hardest": lambda image, text, head: hinge_loss(image, text, margin=0.2, hardest=True),
     }
-    assert set(expected) == set(OBJECTIVES)
+    assert set(expected) == set(LOSSES)
     for name, loss in expected.items():
-        task = Retrieval(scenes, objective=name)
+        task = Retrieval(scenes, loss=name)
         loader, model = prepared(task)
         batch = loader(rows, stream(0, "texts"))
         by_hand = loss(
@@ -103,16 +103,16 @@ def test_a_fixed_temperature_is_used_and_not_learnt(scenes):
 
 
 def test_the_sigmoid_losss_bias_is_learnt(scenes):
-    task = Retrieval(scenes, objective="sigmoid")
+    task = Retrieval(scenes, loss="sigmoid")
     run = fit("scratch", task, budget=Budget(64, 2), seed=0, encoders=QUICK, evaluate=("test",))
     assert run.model.head.logit_bias.item() != -10 and abs(run.model.head.logit_bias.item() + 10) < 0.5
 
 
 def test_each_objective_has_its_own_tuned_rate(scenes):
     assert Retrieval(scenes).tuned_as == "retrieval"
-    assert Retrieval(scenes, objective="hinge").tuned_as == "retrieval, hinge"
-    assert {f"retrieval, {name}" for name in OBJECTIVES[1:]} <= set(table()["lr"])
-    task = Retrieval(scenes, objective="sigmoid")
+    assert Retrieval(scenes, loss="hinge").tuned_as == "retrieval, hinge"
+    assert {f"retrieval, {name}" for name in LOSSES[1:]} <= set(table()["lr"])
+    task = Retrieval(scenes, loss="sigmoid")
     settings = fit("scratch", task, budget=Budget(64, 1), seed=0, encoders=QUICK, evaluate=("test",)).settings
     assert settings["lr"] == learning_rate("retrieval, sigmoid", "scratch") and settings["lr_from"] == "tuned"
     assert settings["lr"] != learning_rate("retrieval", "scratch")
@@ -121,7 +121,7 @@ def test_each_objective_has_its_own_tuned_rate(scenes):
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("unknown objective 'infonec': did you mean 'infonce'", {"objective": "infonec"}),
+        ("unknown loss 'infonec': did you mean 'infonce'", {"loss": "infonec"}),
         ("margin and temperature are above 0, got margin=-0.2 and temperature=None", {"margin": -0.2}),
         ("got margin=0.2 and temperature=0: take for example 0.2 and 0.07", {"temperature": 0}),
     ],
