@@ -25,7 +25,7 @@ from mmkit import notebooks
 from mmkit.teach import contract
 
 PROFILES = notebooks.profiles(ROOT / "notebooks")
-FROM_FILES = ("flickr8k", "openmoji")  # data sets that need the mirror here, where there is no network
+FROM_FILES = ("covid_cxr", "flickr8k", "openmoji")  # data sets that need the mirror here, where there is no network
 OTHER = [
     pytest.param(path, values, id=f"{path.stem}-{number}")
     for path in NOTEBOOKS
