@@ -10,7 +10,7 @@ from mmkit.metrics import at_threshold, auroc, average_precision, brier, calibra
 from mmkit.models import CNN, TextTransformer, WordTokenizer
 from mmkit.repro import stats
 from mmkit.strategies import Budget, fit
-from mmkit.tasks import Diagnosis, reworded
+from mmkit.tasks import Diagnosis, resplit, reworded
 from mmkit.training import seeded
 
 SMALL = {"train": 60, "val": 20, "test": 30, "ood": 10, "pool": 20}
@@ -265,3 +265,24 @@ def test_a_frozen_arm_of_the_image_does_not_read(phantoms):
     one, two = (run.scores["brier"].items for run in runs)
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert "blank_image/auroc" not in runs[0].scores
+
+
+def test_patients_split_anew_lie_in_one_split_each_and_are_not_pretrained_on():
+    dataset = load("phantoms", **SMALL)
+    other, again = (resplit(dataset, "label_pneumonia", seed) for seed in (0, 0))
+    assert other.items["split"].equals(again.items["split"]), "a seed decides"
+    assert not other.items["split"].equals(resplit(dataset, "label_pneumonia", 1).items["split"])
+    evaluated = other.items[other.items["split"].isin(["val", "test"])]
+    rest = other.items[~other.items["split"].isin(["val", "test", "left_out"]) & (other.items["group"] != "")]
+    assert not set(evaluated["group"]) & set(rest["group"])
+    assert set(dataset.items["split"]) - set(other.items["split"]) == set() and len(other) == len(dataset)
+    assert dataset.items["split"].equals(load("phantoms", **SMALL).items["split"]), "the set given stays as it was"
+
+
+def test_the_interval_of_a_score_is_that_of_its_patients():
+    score, target, patients = example()
+    first, second = auroc(score, target, patients), auroc(-score, target, patients)
+    effect, low, high = stats.score_interval(first)
+    assert low < effect < high and effect == pytest.approx(first.value)
+    assert stats.score_interval(first, first) == pytest.approx((0, 0, 0), abs=1e-12), "paired: no difference at all"
+    assert stats.score_interval(first, second)[0] == pytest.approx(first.value - second.value)

@@ -233,7 +233,7 @@ def search(typed):
     """The pictures nearest to what was typed, each over the captions nearest to it."""
     strangers = [word for word in typed.lower().split() if words([word])[0, 0] == 1]
     said = f"not in the vocabulary: {', '.join(strangers)}" if strangers else "all words known"
-    with plots.figure(1, 5, width=9, height=3, alt=f"found for: {typed}", caption=said) as axes:
+    with plots.figure(1, 5, width=9, height=3.6, alt=f"found for: {typed}", caption=said) as axes:
         for axis, picture in zip(axes, pictures(typed.strip() or "?")):
             under = "\n\n".join(textwrap.fill(line, 26) for line in nearest(picture))
             axis.imshow(pixels(picture))
