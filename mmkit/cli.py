@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from mmkit import terminal
 from mmkit.data.folders import named_folder
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, printable
+from mmkit.files import new_file
 
 # What takes time to import is imported inside the commands, so that `mmkit --help` answers at once.
 app = typer.Typer(
@@ -84,7 +86,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     from mmkit import doctor as doctor_
 
     rows = doctor_.diagnose()
-    typer.echo(doctor_.as_json(rows) if json else doctor_.table(rows))
+    print(doctor_.as_json(rows) if json else doctor_.table(rows))
     raise typer.Exit(any(row.state == "broken" for row in rows))
 
 
@@ -104,15 +106,16 @@ def run(
 
     path = notebooks.resolve(notebook)
     values = notebooks.checked(path, _pairs(parameter), profile)
-    out = out or paths.runs() / "interactive" / f"{path.stem}-{profile}-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
-    _curves(tensorboard and tensorboard / out.stem)
+    name = f"{path.stem}-{profile}-{datetime.now():%Y%m%d-%H%M%S}"
     start = datetime.now()
-    notebooks.execute(path, out, values, profile=profile, progress=sys.stderr.isatty())
-    typer.echo(
-        f"{path.stem} ({profile}) ran in {(datetime.now() - start).total_seconds():.0f} s, peak "
-        f"{notebooks.peak_gigabytes():.1f} GB"
-    )
-    typer.echo(f"the executed notebook: {out}")
+    with new_file(out or paths.runs() / "interactive" / f"{name}.ipynb", numbered=not out) as place:
+        _curves(tensorboard and tensorboard / place.stem)
+        if parameter:
+            print(", ".join(f"{name} = {value!r}" for name, value in values.items()))
+        notebooks.execute(path, place, values, profile=profile, progress=sys.stderr.isatty())
+    seconds = (datetime.now() - start).total_seconds()
+    print(f"{path.stem} ({profile}) ran in {seconds:.0f} s, peak {notebooks.peak_gigabytes():.1f} GB")
+    print(f"the executed notebook: {place}")
 
 
 @app.command()
@@ -151,7 +154,7 @@ def runs_list(
     from mmkit.repro import browse
 
     lines = browse.runs(plan) if plan else chain(browse.plans(), ["", "published:"], browse.published())
-    typer.echo("\n".join(lines))
+    print("\n".join(lines))
 
 
 @runs.command("show")
@@ -159,7 +162,7 @@ def runs_show(key: Key) -> None:
     """Everything known of one run: parameters, versions, hardware, scores, standard error, failure."""
     from mmkit.repro import browse
 
-    typer.echo("\n".join(browse.show(key)))
+    print("\n".join(browse.show(key)))
 
 
 @runs.command("diff")
@@ -167,7 +170,7 @@ def runs_diff(first: Key, second: Key) -> None:
     """What differs between two runs."""
     from mmkit.repro import browse
 
-    typer.echo("\n".join(browse.diff(first, second)))
+    print("\n".join(browse.diff(first, second)))
 
 
 @runs.command("clean")
@@ -177,7 +180,7 @@ def runs_clean(
     """Remove runs that the plan does not ask for any more (other code or parameters), and failed ones."""
     from mmkit.repro import browse
 
-    typer.echo("\n".join(browse.tidy(plan, really=yes)))
+    print("\n".join(browse.tidy(plan, really=yes)))
 
 
 @app.command("report")
@@ -193,7 +196,7 @@ def report_(
     """Write the report of the runs there are: claims, intervals, costs, environment."""
     from mmkit.repro import report
 
-    typer.echo(f"the report: {report.export(plan, out=out, publish=publish)}")
+    print(f"the report: {report.export(plan, out=out, publish=publish)}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -201,9 +204,11 @@ def lab(context: typer.Context) -> None:
     """Open JupyterLab on the notebooks; further options are JupyterLab's, for example --no-browser."""
     from mmkit import notebooks
 
-    raise typer.Exit(
-        subprocess.run([sys.executable, "-m", "jupyterlab", *context.args], cwd=notebooks.folder()).returncode
-    )
+    command = [sys.executable, "-m", "jupyterlab", *context.args]
+    if os.name == "posix":  # become JupyterLab: a signal that ends this process must not leave a server listening
+        os.chdir(notebooks.folder())
+        os.execv(sys.executable, command)
+    raise typer.Exit(subprocess.run(command, cwd=notebooks.folder()).returncode)
 
 
 @data.command("list")
@@ -296,9 +301,9 @@ def notebook_check(files: Annotated[list[str], typer.Argument(help="Notebooks by
 
     breaches = [breach for file in files for breach in contract.check(notebooks.resolve(file))]
     for breach in breaches:
-        typer.echo(breach)
+        print(breach)
     if not breaches:
-        typer.echo(f"{len(files)} of {len(files)} notebooks keep the contract")
+        print(f"{len(files)} of {len(files)} notebooks keep the contract")
     raise typer.Exit(bool(breaches))
 
 
@@ -309,7 +314,7 @@ def notebook_refresh(file: File) -> None:
     from mmkit.teach import refresh
 
     path = notebooks.resolve(file)
-    typer.echo(f"{path.name}: {refresh.refresh(path)}")
+    print(f"{path.name}: {refresh.refresh(path)}")
 
 
 @labs.command("views")
@@ -323,7 +328,7 @@ def labs_views(
     changed = [] if files else [file.unlink() or file for file in views.orphans(notebooks.folder())]
     for path in map(notebooks.resolve, files or sorted(notebooks.folder().glob("[0-9][0-9]_*.ipynb"))):
         changed += views.write(path)
-    typer.echo(f"{len(changed)} copies changed in notebooks/views/")
+    print(f"{len(changed)} copies changed in notebooks/views/")
 
 
 @labs.command("build")
@@ -332,7 +337,7 @@ def labs_build(file: File, course: Course = None) -> None:
     from mmkit import notebooks
     from mmkit.teach import labs
 
-    typer.echo(f"hand out {labs.build(notebooks.resolve(file), course or _course())}")
+    print(f"hand out {labs.build(notebooks.resolve(file), course or _course())}")
 
 
 @labs.command("grade")
@@ -355,9 +360,9 @@ def labs_grade(
     from mmkit.teach import labs
 
     graded = labs.grade(notebooks.resolve(file).stem, course or _course(), image=container)
-    typer.echo(labs.table(graded.scores))
+    print(labs.table(graded.scores))
     for text in (*graded.problems, *graded.notes):
-        typer.echo(text, err=True)
+        print(text, err=True)
     raise typer.Exit(bool(graded.problems))
 
 
@@ -368,6 +373,7 @@ def _course() -> Path:
 
 
 def main() -> None:
+    sys.stdout, sys.stderr = (terminal.fit(stream) for stream in (sys.stdout, sys.stderr))
     try:
         os.environ |= {name: str(folder) for name in FOLDERS if (folder := named_folder(name))}
         app()
@@ -375,16 +381,11 @@ def main() -> None:
         print(f"mmkit: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        own = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if Path(frame.filename).is_relative_to(Path(__file__).parent)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)][-1]
+        where = f"({Path(own.filename).name}, line {own.lineno})"
         remedy = "correct the path, or free space or point --out, MMKIT_RUNS or MMKIT_DATA at a folder you can write"
-        print(
-            f"mmkit: {type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno}): {remedy}",
-            file=sys.stderr,
-        )
+        print(f"mmkit: {printable(f'{type(error).__name__}: {error}')} {where}: {remedy}", file=sys.stderr)
         sys.exit(2)
 
 

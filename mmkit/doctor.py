@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -41,6 +42,7 @@ def diagnose() -> list[Row]:
         _torch,
         _weights,
         _folders,
+        _runs,
         _kernel,
         _source,
     )
@@ -210,6 +212,28 @@ def _folders() -> Iterator[Row]:
     else:
         sums = "with" if (mirror / "SHA256SUMS").is_file() else "without"
         yield Row("mirror", "ok", f"$MMKIT_MIRROR, {len(list(mirror.iterdir()))} entries, {sums} SHA256SUMS")
+
+
+def _runs() -> Iterator[Row]:
+    """What making runs needs: a folder to keep them in, and a place for the sockets of kernels."""
+    from mmkit.notebooks import LONGEST_SOCKET, socket_folder
+    from mmkit.repro import paths
+
+    folder = paths.runs()
+    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
+    if folder.exists() and not folder.is_dir() or not os.access(existing, os.W_OK):
+        yield Row("runs folder", "broken", "cannot be written", "point MMKIT_RUNS at a folder you can write")
+    else:
+        yield Row("runs folder", "ok", f"{'$MMKIT_RUNS' if os.environ.get('MMKIT_RUNS') else 'runs/'}, writable")
+    made = socket_folder()
+    short = made and len(os.fsencode(tempfile.gettempdir())) + len("/mmk12345678") <= LONGEST_SOCKET
+    if short:
+        yield Row("kernel sockets", "ok", "in the temporary folder")
+    elif os.name == "posix":
+        where = "in /tmp" if made else "over TCP, where ports race"
+        yield Row("kernel sockets", "note", where, "TMPDIR has a long name or cannot be written: point it elsewhere")
+    if made:
+        os.rmdir(made)
 
 
 def _kernel() -> Iterator[Row]:

@@ -4,7 +4,10 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mmkit.errors import MmkitError
 
 
 def sync(path: Path) -> None:
@@ -25,6 +28,32 @@ def write_whole(path: Path, text: str) -> None:
     sync(part)
     os.replace(part, path)
     sync(path.parent)
+
+
+@contextmanager
+def new_file(path: Path, *, numbered: bool = False) -> Iterator[Path]:
+    """A file that was not there before, empty, to be filled; it is removed when nothing was written to it.
+
+    numbered: where the name is taken, `NAME-2`, `NAME-3` and so on are.
+    Raises MmkitError where the name is taken otherwise: nothing is written over.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, made = 1, path
+    while True:
+        try:
+            made.open("x").close()
+            break
+        except FileExistsError:
+            if not numbered:
+                raise MmkitError(f"{path} is there already: give another name, or remove it") from None
+            number += 1
+            made = path.with_stem(f"{path.stem}-{number}")
+    try:
+        yield made
+    finally:
+        if made.exists() and made.stat().st_size == 0:
+            made.unlink()
 
 
 def replace_folder(new: Path, folder: Path) -> None:

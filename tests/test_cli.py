@@ -126,7 +126,7 @@ def test_what_the_system_refuses_is_one_line_with_path_place_and_remedy(place, h
         and f": '{tmp_path / 'file'}" in errors
     )
     assert re.search(
-        r"[(]notebooks.py, line \d+[)]: correct the path, or .* point --out, MMKIT_RUNS or MMKIT_DATA at a folder you "
+        r"[(]files.py, line \d+[)]: correct the path, or .* point --out, MMKIT_RUNS or MMKIT_DATA at a folder you "
         r"can write",
         errors,
     )
@@ -142,13 +142,13 @@ def test_notebook_check_lists_breaches_and_fails(here, tmp_path):
 
 def test_lab_opens_in_the_folder_of_the_notebooks(here, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        cli.subprocess,
-        "run",
-        lambda command, cwd: calls.append((command, cwd.name)) or subprocess.CompletedProcess(command, 3),
-    )
+    monkeypatch.setattr(cli.os, "chdir", lambda folder: calls.append(folder.name))
+    monkeypatch.setattr(cli.os, "execv", lambda program, command: calls.append(command))
+    done = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(cli.subprocess, "run", lambda command, cwd: calls.append([command, cwd.name]) or done)
     assert here("lab", "--no-browser", "--port=9")[0] == 3
-    assert calls == [([sys.executable, "-m", "jupyterlab", "--no-browser", "--port=9"], "notebooks")]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=9"]
+    assert calls == ["notebooks", command, [command, "notebooks"]], "where it cannot become JupyterLab, it starts it"
 
 
 @pytest.mark.notebooks

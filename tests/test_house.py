@@ -87,8 +87,8 @@ CAPS = {
     "deploy": 600,
 }  # lines of a room
 FLOORS = {
-    0: ("errors", "files", "machine", "processes"),
-    1: ("core", "data", "parameters", "yamls"),
+    0: ("errors", "machine", "processes"),
+    1: ("core", "data", "files", "parameters", "terminal", "yamls"),
     2: ("models", "metrics", "notebooks"),
     3: ("training",),
     4: ("tasks",),

@@ -16,7 +16,7 @@ from mmkit.errors import MmkitError
 from mmkit.files import replace_folder, restore_folder, write_whole
 from mmkit.machine import commit
 from mmkit.repro import execute, paths, records
-from mmkit.repro.paths import is_done, read_json
+from mmkit.repro.paths import is_done, read_json, read_manifest
 from mmkit.repro.plan import Plan, Planned, code_hash
 
 
@@ -79,10 +79,11 @@ def _load_run(folder: Path) -> tuple[dict, list[records.Result]]:
 
 def _failure(path: Path, run: dict) -> dict:
     """What is known of a failed run, also when the disk was full as it failed."""
-    with suppress(MmkitError):
-        return read_json(path)
     message = f"{path.parent} does not say how it failed: its disk may have been full"
-    return {"key": run["key"], "label": run["label"], "kind": "unknown", "message": message, "attempts": 1}
+    known = {"key": run["key"], "label": run["label"], "kind": "unknown", "message": message, "attempts": 1}
+    with suppress(MmkitError):
+        known |= read_json(path)
+    return known
 
 
 def _load_published(folder: Path, asked: dict) -> Batch:
@@ -104,10 +105,11 @@ def manifest(folder: Path) -> dict:
     """What the plan's last call asked for. Raises: MmkitError when nothing is there, or it was edited since."""
     restore_folder(folder)
     none = f"no runs in {folder}: make them first with 'mmkit reproduce {folder.name}'"
-    found = read_json(folder / "plan.json", none)
-    missing = [name for name in ("plan", "runs", "claims") if name not in found]
-    if missing:
-        raise MmkitError(f"{folder / 'plan.json'} is damaged (no {missing[0]!r}): run the plan again")
+    found = read_manifest(folder, none)
+    kinds = {"plan": dict, "claims": list, "code_hash": str, "commit": str, "started": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong or not found["plan"].keys() >= {"name", "title", "profile"}:
+        raise MmkitError(f"{folder / 'plan.json'} is damaged ({(wrong or ['plan'])[0]}): run the plan again")
     if found.get("digest", digest(found)) != digest(found):
         remedy = f"'mmkit reproduce {folder.name}' writes it anew; a published one is restored from version control"
         raise MmkitError(f"{folder / 'plan.json'} was edited after the plan was run: {remedy}")

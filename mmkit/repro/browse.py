@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmkit.errors import MmkitError, unknown
 from mmkit.repro import paths
-from mmkit.repro.paths import is_done, read_json
+from mmkit.repro.paths import is_done, read_json, read_manifest
 
 
 def plans() -> Iterator[str]:
@@ -20,12 +20,14 @@ def plans() -> Iterator[str]:
         yield f"no runs in {paths.runs()}: make some with 'mmkit reproduce PLAN'"
     for path in found:
         try:
-            manifest = read_json(path)
+            manifest = read_manifest(path.parent)
             states = [_state(path.parent, run["key"]) for run in manifest["runs"]]
             counts = f"{states.count('done')} of {len(states)} runs done, {states.count('failed')} failed"
             yield f"{path.parent.name}: {counts}; {manifest['plan']['profile']}, begun {manifest['started']}"
-        except (MmkitError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             yield f"{path.parent.name}: {path} is damaged ({error}): run the plan again"
+        except MmkitError as error:
+            yield f"{path.parent.name}: {error}"
 
 
 def published() -> Iterator[str]:
@@ -39,7 +41,7 @@ def published() -> Iterator[str]:
 def runs(plan: str) -> Iterator[str]:
     """One line a run of a plan's last call, and what else is kept there. Raises: MmkitError without runs."""
     folder = _folder(plan)
-    asked = read_json(folder / "plan.json")["runs"]
+    asked = read_manifest(folder)["runs"]
     for run in asked:
         state = _state(folder, run["key"])
         line = f"{state:<7} {run['key']}  "
@@ -61,7 +63,7 @@ def show(key: str) -> Iterator[str]:
     for row in _rows(folder):
         scores = ", ".join(f"{name} {value:.4g}" for name, value in row["scores"].items())
         yield f"{row['arm']}, {row['task']}, {json.dumps(row['condition'])}: {scores}"
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         yield from (folder / paths.LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
     yield f"the executed notebook: {folder / 'notebook.ipynb'}"
 
@@ -84,7 +86,7 @@ def tidy(plan: str, *, really: bool) -> Iterator[str]:
     folder = _folder(plan)
     with alone(folder):
         clean(folder)
-        asked = {run["key"] for run in read_json(folder / "plan.json")["runs"]}
+        asked = {run["key"] for run in read_manifest(folder)["runs"]}
         for other in _others(folder, asked):
             if really:
                 shutil.rmtree(other)
@@ -128,8 +130,13 @@ def _header(folder: Path) -> dict:
 
 
 def _rows(folder: Path) -> list[dict]:
-    path = folder / "results.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """What a run recorded, as far as it is whole."""
+    rows, path = [], folder / "results.jsonl"
+    with suppress(OSError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows += [row] if {"arm", "task", "condition", "scores"} <= row.keys() else []
+    return rows
 
 
 def _facts(folder: Path) -> dict:

@@ -56,3 +56,12 @@ def read_json(path: Path | str, missing: str = "") -> dict:
     if not isinstance(found, dict):
         raise MmkitError(f"{path} is damaged (no mapping): remove its folder and run the plan again")
     return found
+
+
+def read_manifest(folder: Path, missing: str = "") -> dict:
+    """`plan.json` of a folder, with runs that have a key and a label. Raises: MmkitError when it is gone or damaged."""
+    found = read_json(folder / "plan.json", missing)
+    runs = found.get("runs")
+    if not isinstance(runs, list) or not all(isinstance(run, dict) and {"key", "label"} <= run.keys() for run in runs):
+        raise MmkitError(f"{folder / 'plan.json'} is damaged (no list of runs): run the plan again")
+    return found
