@@ -55,6 +55,7 @@ FORMATTED = (
     "tests/test_re*.py",
     "tests/test_saving.py",
     "tests/test_seeds.py",
+    "tests/test_strangers.py",
     "tests/test_strategies.py",
     "tests/test_t*.py",
     "tests/test_v*.py",
