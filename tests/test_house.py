@@ -64,6 +64,7 @@ FORMATTED = (
 )
 FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
     "00_start_here.ipynb",
+    "01_losses_and_gradients.ipynb",
     "03_data_and_augmentation.ipynb",
     "04_holistic_fine_tuning.ipynb",
     "05_component_pretraining.ipynb",

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from transformers import BatchEncoding, BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 import mmkit
-from mmkit.models import CNN, Average, ConcatFusion, FusionClassifier, SingleClassifier, TextTransformer, WordTokenizer
+from mmkit.models import CNN, Average, TextTransformer, WordTokenizer
 from mmkit.teach import plots
 from mmkit.training import batches, seeded, stream
 
@@ -31,13 +31,13 @@ seed: int = 0  # data order, first weights and noise, each from its own stream
 
 # %% data
 dataset = mmkit.load("scenes", both=0.0, train=pairs, val=300, test=500, ood=0, pool=8)
+task, slips = mmkit.tasks.Answering(dataset), []
 rows = {split: dataset.rows(split) for split in ("train", "val", "test")}
 x = {split: dataset.pixels(part) for split, part in rows.items()}
 question, caption = ({split: dataset.texts_of(part, role=role)[0] for split, part in rows.items()} for role in ("question", "caption"))
 words = WordTokenizer(question["train"] + caption["train"])
 asked, told = ({split: words(texts[::each]) for split, texts in kind.items()} for kind, each in ((question, 1), (caption, 2)))
 answer, heading, kind = ({split: dataset.labels(part, f"label_{name}") for split, part in rows.items()} for name in ("answer", "heading", "kind"))
-slips = []
 
 
 def slip(where, what, measure, right, wrong=None, stops=None):
@@ -107,13 +107,12 @@ assert right_loss[1.0] == 0 < printed_loss[1.0], "the test: no gap costs nothing
 
 # %% separates
 image, text = seeded(seed, "image", CNN), seeded(seed, "text", TextTransformer, len(words))
-joint = seeded(seed, "head", lambda: FusionClassifier(image, text, ConcatFusion(image, text), 4))
-apart = seeded(seed, "own heads", lambda: [SingleClassifier("image", image, 4), SingleClassifier("text", text, 4)])
+joint, *apart = (task.build(parts, seed=seed) for parts in ({"image": image, "text": text}, {"image": image}, {"text": text}))
 some, w, y = x["train"][:64], asked["train"][:64], answer["train"][:64]
-objectives = {"(6)": lambda w: sum(F.cross_entropy(model(some, w), y) for model in apart), "(7)": lambda w: F.cross_entropy(joint(some, w), y)}
-moved = {}
+objectives = {name: lambda w, models=models: sum(F.cross_entropy(model({"image": some, "text": w}), y) for model in models) for name, models in (("(6)", apart), ("(7)", [joint]))}
+gradient, moved = lambda loss: torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*image.parameters()])]), {}
 for name, objective in objectives.items():
-    own, other = (torch.cat([g.flatten() for g in torch.autograd.grad(objective(texts), list(image.parameters()))]) for texts in (w, w.roll(1, 0)))
+    own, other = gradient(objective(w)), gradient(objective(w.roll(1, 0)))  # other: each image beside another's text
     moved[name] = ((own - other).norm() / own.norm()).item()
 slip("A §4.2", "joint objective separates", "text's effect on the image gradient", moved["(7)"], moved["(6)"])
 assert moved["(6)"] < 1e-5 < 0.01 < moved["(7)"], "the test of coupling: exchange the texts, and the image encoder's gradient moves"
@@ -169,12 +168,15 @@ assert torch.allclose(*(captioner(x["test"][:2], ids)[:, :6] for ids in (real[:2
 # %% fusion
 def listing():
     """The two models of E; the kit's ensemble joins them by the mean of their log-probabilities."""
-    return seeded(seed, "listing", lambda: Average([SingleClassifier("text", TextTransformer(len(words)), 4), SingleClassifier("image", CNN(), 4)]))
+    return Average([task.build({name: seeded(seed, name, *kind)}, seed=seed) for name, kind in (("text", (TextTransformer, len(words))), ("image", (CNN,)))])
+
+
+inputs = lambda split, part=slice(None): {"image": x[split][part], "text": asked[split][part]}
 
 
 def accuracy(model, split):
     with torch.no_grad():
-        return (model(x[split], asked[split]).argmax(1) == answer[split]).float().mean().item()
+        return (model(inputs(split)).argmax(1) == answer[split]).float().mean().item()
 
 
 stops = [caught(lambda: to_tensor(question["train"][0])), caught(lambda: tagger(told["train"][:4]) + torch.rand(4, 1000))]
@@ -182,7 +184,7 @@ stops = [caught(lambda: to_tensor(question["train"][0])), caught(lambda: tagger(
 # %% fusion-right
 scores, before = {}, listing().state_dict()
 for name, held in (("text model", "members.0"), ("text and image model", "members")):
-    both = fit(listing(), lambda m, part: F.cross_entropy(m(x["train"][part], asked["train"][part]), answer["train"][part]), pairs, held=held)
+    both = fit(listing(), lambda m, part: F.cross_entropy(m(inputs("train", part)), answer["train"][part]), pairs, held=held)
     still = [key for key, value in both.state_dict().items() if torch.equal(value, before[key])]
     scores[name] = accuracy(both, "test")
     print(f"the optimiser holds the {name}: {len(still)} of {len(before)} tensors never moved")
@@ -223,9 +225,9 @@ def validate(step):
         log.append((accuracy(model.eval(), "val"), deepcopy(model.state_dict())))
 
 
-fit(model, lambda m, part: F.cross_entropy(m(x["train"][part], asked["train"][part]), noisy[part]), few, size=32, steps=epochs * (few // 32), after=validate)
+fit(model, lambda m, part: F.cross_entropy(m(inputs("train", part)), noisy[part]), few, size=32, steps=epochs * (few // 32), after=validate)
 with torch.no_grad():
-    on_train, last = (model(x["train"][:few], asked["train"][:few]).argmax(1) == noisy).float().mean().item(), accuracy(model, "test")
+    on_train, last = (model(inputs("train", slice(few))).argmax(1) == noisy).float().mean().item(), accuracy(model, "test")
 model.load_state_dict(max(log, key=lambda kept: kept[0])[1])
 slip("C §5.2", "scored on the training pairs", "accuracy", last, on_train)
 slip("B §2.3, E §3.2", "early stopping absent", "accuracy", accuracy(model, "test"), last)
