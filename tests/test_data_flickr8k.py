@@ -183,9 +183,8 @@ if os.environ.get("MMKIT_MIRROR"):  # where no mirror is named there is nothing 
         for name in chosen:
             shutil.copy(real / "images" / name, small / "images")
         sums = (MIRROR / "SHA256SUMS").read_text().splitlines(keepends=True)
-        (folders / "mirror/SHA256SUMS").write_text(
-            "".join(line for line in sums if line.strip().endswith(tuple(f"flickr8k/images/{name}" for name in chosen)))
-        )
+        ends = tuple(f"flickr8k/images/{name}" for name in chosen)
+        (folders / "mirror/SHA256SUMS").write_text("".join(line for line in sums if line.strip().endswith(ends)))
         ds = load(replace(flickr8k.RECIPE, files=flickr8k.RECIPE.files[:2]))
         assert (
             ds.splits == {"train": 13, "val": 13, "test": 13}

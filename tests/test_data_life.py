@@ -7,12 +7,12 @@ import struct
 import numpy as np
 import pydicom
 import pytest
+from data_dicom import RAMP, grey, write_dicom
 from PIL import Image
 
 from mmkit.data import add, commands, load, read_dicom, read_image
 from mmkit.data.images import ScaledImage
 from mmkit.errors import MmkitError
-from test_data_medical import RAMP, grey, write_dicom
 
 HEAD = "image,caption\n"
 ALL = "".join(f"p{n}.png,photo number {n}\n" for n in range(10))
@@ -52,8 +52,9 @@ def with_column(name, values):
 
 
 NEAR = {
-    "Split": "split", "SPLIT": "split", "splits": "split", "fold": "split", "data set": "split", "subset": "split", "splt": "split",
-    "patient_id": "group", "PatientID": "group", "Subject": "group", "Group": "group", "groups": "group", "study-id": "group",
+    "Split": "split", "SPLIT": "split", "splits": "split", "fold": "split", "data set": "split", "subset": "split",
+    "splt": "split", "patient_id": "group", "PatientID": "group", "Subject": "group", "Group": "group",
+    "groups": "group", "study-id": "group",
     "Language": "language", "lang": "language", "Labels": "label", "Label": "label", "LABEL_kind": "label",
 }  # fmt: skip
 
@@ -88,18 +89,19 @@ def test_blanks_in_the_header_and_empty_rows_are_no_names_and_no_captions(photos
     assert adding(photos, text)["splits"] == {"train": 9, "val": 1}
 
 
+OPEN = HEAD + 'p0.png,"two\nlines"\np1.png,"open\n' + ALL
 TABLES = {
     "rows.jsonl, line 4: 'caption' is an object: write a text": ("rows.jsonl", lines(caption={"en": "a"})),
-    "rows.jsonl, line 4: 'label' is a list: write a text; only 'caption' may be": ("rows.jsonl", lines(label=["a", "b"])),
+    "rows.jsonl, line 4: 'label' is a list: write a text; only": ("rows.jsonl", lines(label=["a", "b"])),
     "rows.jsonl, line 4: 'caption' is a list: write a text": ("rows.jsonl", lines(caption=[["a"]])),
     "rows.jsonl, line 4: 'image' is an object": ("rows.jsonl", lines(image={"path": "p3.png"})),
-    "rows.jsonl, line 1 is not JSON (an array over several lines)": ("rows.jsonl", json.dumps([{"image": "p0.png"}], indent=1)),
-    "captions.csv is JSON: write one object a line and call it captions.jsonl": ("captions.csv", json.dumps([{"image": "p0.png"}])),
+    "rows.jsonl, line 1 is not JSON (an array over several lines)": ("rows.jsonl", '[\n {"image": "p0.png"}\n]'),
+    "captions.csv is JSON: write one object a line and call it": ("captions.csv", '[{"image": "a.png"}]'),
     "captions.json is JSON: save it as CSV, or as JSONL with one object a line": ("captions.json", "[]"),
     "captions.xlsx is a spreadsheet: save it as CSV": ("captions.xlsx", "PK"),
-    "captions.csv, row 3 has neither image nor caption": ("captions.csv", with_column("label", "abc").replace("p1.png,photo number 1", ",")),
-    "captions.csv, line 4 cannot be read (a quote is opened and not closed)": ("captions.csv", HEAD + 'p0.png,"two\nlines"\np1.png,"open\n' + ALL),
-    "captions.csv, line 2 cannot be read (',' expected after '\"')": ("captions.csv", HEAD + 'p0.png,"a "big" dog"\n' + ALL),
+    "captions.csv, row 3 has neither image nor caption": ("captions.csv", "image,caption,label\np0.png,a,b\n,,c\n"),
+    "captions.csv, line 4 cannot be read (a quote is opened and not closed)": ("captions.csv", OPEN),
+    "captions.csv, line 2 cannot be read (',' expected after '\"')": ("captions.csv", HEAD + 'p0.png,"a "big" dog"\n'),
 }  # fmt: skip
 
 
@@ -119,10 +121,15 @@ def test_a_list_of_captions_under_a_name_of_its_own_is_several_captions(photos):
 
 
 def test_what_tables_write_for_an_unknown_label_is_unknown(photos):
-    cells = {"label_sick": ["0", "1", "-1", "nan", "", "NaN", "0", "1", "0", "1"], "label_only": ["1", ""] * 5,
-             "label_float": ["0.0", "1.0", ""] * 3 + ["1.0"], "label_kind": ["cat", "dog", "nan", "", "-1"] * 2}  # fmt: skip
+    cells = {
+        "label_sick": ["0", "1", "-1", "nan", "", "NaN", "0", "1", "0", "1"],
+        "label_only": ["1", ""] * 5,
+        "label_float": ["0.0", "1.0", ""] * 3 + ["1.0"],
+        "label_kind": ["cat", "dog", "nan", "", "-1"] * 2,
+    }
     rows = ["image,caption," + ",".join(cells)]
-    rows += [f"p{n}.png,photo,{','.join(values[n] for values in cells.values())}" for n in range(10)]
+    for n, values in enumerate(zip(*cells.values())):
+        rows.append(f"p{n}.png,photo,{','.join(values)}")
     adding(photos, "\n".join(rows))
     ds = load("mine")
     assert ds.labels(range(10), "label_sick").tolist() == [0, 1, -1, -1, -1, -1, 0, 1, 0, 1]

@@ -97,14 +97,10 @@ def test_labels_that_count_from_zero_are_numbers_and_all_others_are_names(photos
         "label_coded": ["007", "7", "10"] * 3 + ["7"],
         "label_gap": [3, 9_000_000_000] * 5,
     }
-    rows = [
-        {
-            "image": f"p{n}.png",
-            "caption": "words",
-            **{name: values[n] for name, values in cells.items() if values[n] != ""},
-        }
-        for n in range(10)
-    ]
+    rows = [{"image": f"p{n}.png", "caption": "words"} for n in range(10)]
+    for name, values in cells.items():
+        for row, value in zip(rows, values, strict=True):
+            row |= {} if value == "" else {name: value}
     add("mine", images=photos, table=table(photos, "\n".join(map(json.dumps, rows)), "rows.jsonl"), size=16)
     ds = load("mine")
     assert ds.labels([0, 1, 2, 9], "label_count").tolist() == [0, 1, 2, -1] and ds.classes("label_count") == [0, 1, 2]
@@ -240,19 +236,19 @@ def test_commands(photos, capsys):
 # ---------------------------------------------------------------------------------------------- what is refused
 
 HEAD = "image,caption\n"
+TWICE = "image,caption,{0}\np0.png,a,{1}\np0.png,b,{2}\n"
 REFUSED = {
     "1 images named in the table are not in {photos} (photos/p3.png, nearest file 'p3.png')": HEAD
     + ALL.replace("p3.png", "photos/p3.png"),
-    "1 images named in the table are not in {photos} (p33.png, nearest file 'p3.png'): correct their names or remove their rows": HEAD
+    "1 images named in the table are not in {photos} (p33.png, nearest file 'p3.png'): correct their names or": HEAD
     + ALL
     + "p33.png,nothing\n",
     "1 captions name no image (row 12 of the table): name one, or pass --allow-unpaired to keep them as pool_text": HEAD
     + ALL
     + ",words alone\n",
-    "2 images have no caption (p8.png, p9.png): add rows for them, move them out of {photos}, or pass --allow-unpaired to keep them as pool_image": HEAD
+    "2 images have no caption (p8.png, p9.png): add rows for them, move them out of {photos}, or": HEAD
     + ALL.replace("p9.png,photo number 9\n", "").replace("photo number 8", " "),
-    "unknown column of captions.csv 'caption': did you mean 'captions'? there are captions, image; name the right one with caption=COLUMN": "image,captions\n"
-    + ALL,
+    "unknown column of captions.csv 'caption': did you mean 'captions'? there are captions,": "image,captions\n" + ALL,
     "unknown column of captions.csv 'image'": "file,caption\n" + ALL,
     "the table names an image outside the folder, '../secret.png': write paths relative to the folder": HEAD
     + "../secret.png,x\n",
@@ -264,13 +260,15 @@ REFUSED = {
     + "p0.png,a dog\np1.png,a dog, running\n",
     "captions.csv, line 2 cannot be read (a quote is opened and not closed): close it, and write a quote inside": HEAD
     + 'p0.png,"a dog\n',
-    "1 groups are in more than one split, first 'g' in train, test: keep all items of a group in one split, or test scores leak": "image,caption,group,split\n"
+    "1 groups are in more than one split, first 'g' in train, test: keep all": "image,caption,group,split\n"
     + "".join(f"p{n}.png,photo,g,{'test' if n > 7 else 'train'}\n" for n in range(10)),
-    "1 images have rows that disagree in 'split', first 'p0.png' with 'train', 'test': give all rows of an image the same split": "image,caption,split\np0.png,a,train\np0.png,b,test\n",
-    "1 images have rows that disagree in 'label', first 'p0.png' with '1', '2'": "image,caption,label\np0.png,a,1\np0.png,b,2\n",
-    "9 images have no split (p1.png, p2.png, p3.png, ...): fill the column, or remove it to split 80/10/10 by group": "image,caption,split\n"
+    "1 images have rows that disagree in 'split', first 'p0.png' with 'train', 'test': give all": TWICE.format(
+        "split", "train", "test"
+    ),
+    "1 images have rows that disagree in 'label', first 'p0.png' with '1', '2'": TWICE.format("label", 1, 2),
+    "9 images have no split (p1.png, p2.png, p3.png, ...): fill the column": "image,caption,split\n"
     + ALL.replace("\n", ",\n").replace("number 0,", "number 0,train"),
-    "no image is in the split 'train', the splits are 'Training', 'val': call the one to learn from 'train'": "image,caption,split\n"
+    "no image is in the split 'train', the splits are 'Training', 'val': call the one": "image,caption,split\n"
     + ALL.replace("\n", ",Training\n").replace("number 9,Training", "number 9,Validation"),
     "captions.csv has 2 columns for 'caption': give the others another name in its header": "image,caption,caption\n"
     + ALL.replace("\n", ",again\n"),
@@ -335,7 +333,7 @@ def test_bad_files_and_options(photos, tmp_path):
         "unknown table field 'capton': did you mean 'caption'?": {"columns": {"capton": "caption"}},
         "unknown table field 'labels': did you mean 'label'?": {"columns": {"labels": "caption"}},
         "unknown table field 'label_'": {"columns": {"label_": "caption"}},
-        "two.csv has 2 columns for 'caption': give the others another name in its header, or leave out caption=COLUMN": {
+        "two.csv has 2 columns for 'caption': give the others another name in its header, or leave out": {
             "table": tmp_path / "two.csv",
             "columns": {"caption": "report"},
         },

@@ -17,6 +17,12 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FORMATTED = (
     "mmkit/*.py",
     "mmkit/core",
+    "mmkit/data",
+    "data_recipes",
+    "tests/data_*.py",
+    "tests/test_data_*.py",
+    "tests/test_phantoms.py",
+    "tests/test_scenes.py",
     "mmkit/metrics",
     "mmkit/models",
     "mmkit/repro",
@@ -77,7 +83,7 @@ FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
 )
 CAPS = {
     "core": 1500,
-    "data": 2150,
+    "data": 2550,  # what people and strangers bring: tables, pictures, DICOM, archives, cards (issue of odd inputs)
     "models": 1500,
     "metrics": 450,
     "training": 1350,

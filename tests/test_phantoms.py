@@ -63,7 +63,10 @@ def test_what_generate_refuses():
 
 @pytest.mark.parametrize("finding", FINDINGS)
 def test_a_mask_holds_exactly_what_a_finding_changes(finding, monkeypatch):
-    """The same chests drawn with and without the finding differ in its mask and nowhere else (a part may hide behind an effusion, or be as bright as it)."""
+    """The same chests drawn with and without the finding differ in its mask and nowhere else.
+
+    A part may hide behind an effusion, or be as bright as it.
+    """
     images, items, _ = generate()
     places = phantoms._places
 

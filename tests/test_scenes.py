@@ -21,7 +21,10 @@ BEACON = np.array((255, 140, 0), np.uint8)
 
 @cache
 def generate(**knobs):
-    """Images, items and texts, with each labelled item's scene code in `items.code`; small unless told otherwise. Not to be changed by a test."""
+    """Images, items and texts, with each labelled item's scene code in `items.code`; small unless told otherwise.
+
+    Not to be changed by a test.
+    """
     images, items, texts = fresh(**knobs)
     labelled = items["group"].str.startswith("scene-")
     items["code"] = np.where(labelled, items["group"].str.extract(r"(\d+)$")[0].astype(int), -1)
@@ -102,9 +105,11 @@ def test_pools_are_the_same_whatever_the_answers_need():
 def test_kind_both_needs_both():
     items = generate(both=1.0, train=1200, pool=0)[1]
     assert set(items["label_kind"]) == {"both"}
-    heading, turn, answer = (
-        items[name].map({word: k for k, word in enumerate(words)})
-        for name, words in (("label_heading", SIDES), ("label_turn", TURNS), ("label_answer", SIDES))
+    sides, turns = ({word: k for k, word in enumerate(SIDES)}), ({word: k for k, word in enumerate(TURNS)})
+    heading, answer, turn = (
+        items["label_heading"].map(sides),
+        items["label_answer"].map(sides),
+        items["label_turn"].map(turns),
     )
     assert ((heading + turn) % 4 == answer).all()
     for alone in (heading, turn):
@@ -239,7 +244,7 @@ def test_splits_have_the_sizes_asked_for_and_share_no_scene():
 
 
 def held_out(codes):
-    """Written down again from the recipe's text: four (arrow, heading) and four (landmark, shape) pairs are never trained on."""
+    """The recipe's text written down again: four (arrow, heading) and four (landmark, shape) pairs never trained on."""
     pairs = {(0, 0), (5, 1), (4, 2), (3, 3)}, {(1, 0), (5, 1), (3, 2), (1, 3)}
     scene = axes(codes)
     return np.array(

@@ -40,9 +40,7 @@ def prepare(name: str, settings: list[str] | None = None, *, force: bool = False
 
 def add(name: str, *, card: dict[str, str] | None = None, dry_run: bool = False, **options) -> None:
     """Make a set of your own images and captions; see `mmkit.data.add`. card: title, licence, terms, citation."""
-    for field in card or {}:
-        if field not in local.CARD:
-            raise unknown("field of the card", field, local.CARD)
+    local.require_card(card or {})  # before its fields stand among the options
     _summary(name, local.add(name, dry_run=dry_run, **options, **(card or {})))
     opening = f"open it with mmkit.load({name!r}), or pass -p data={name} to a notebook"
     print("  dry run: nothing was written" if dry_run else f"  in {data_root() / name}; {opening}")

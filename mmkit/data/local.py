@@ -76,9 +76,7 @@ def add(
     """
     require_size(size)
     _require_name(name, force or dry_run)
-    for field_name in card:
-        if field_name not in CARD:
-            raise unknown("field of the card", field_name, CARD)
+    said = require_card(card)
     folder, path = Path(images).expanduser(), Path(table).expanduser()
     if not folder.is_dir():
         raise MmkitError(f"{str(images)!r} is no folder: pass the folder with the images as images=")
@@ -98,11 +96,30 @@ def add(
             "reported": plan.reported,
             "notes": plan.notes,
         }
-    sources = [{"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)}]
-    sources.append({"name": folder.name, "from": str(folder.absolute())})
-    said = CARD | {"title": name} | {field_name: text for field_name, text in card.items() if text}
-    made = {"recipe": None, "knobs": {}, "size": size, "sources": sources}
-    return _write(name, plan, pixels, about(name, task="your own data", **said) | made, force=force)
+    made = about(name, task="your own data", **said | {"title": said["title"] or name})
+    made |= {"recipe": None, "knobs": {}, "size": size, "sources": _sources(path, folder)}
+    return _write(name, plan, pixels, made, force=force)
+
+
+def _sources(path: Path, folder: Path) -> list[dict[str, str]]:
+    table = {"name": path.name, "from": str(path.absolute()), "sha256": file_hash(path)}
+    return [table, {"name": folder.name, "from": str(folder.absolute())}]
+
+
+def require_card(card: dict[str, str]) -> dict[str, str]:
+    """What the card says, filled up. Raises MmkitError for a field that is not its owner's to say."""
+    for field_name in card:
+        if field_name not in CARD:
+            raise unknown("field of the card", field_name, CARD)
+    return CARD | {field_name: text for field_name, text in card.items() if text}
+
+
+def _checked(name: str, plan: Plan, pixels: Iterator[np.ndarray]) -> dict:
+    """What a card would say, after a look at every image."""
+    for _ in pixels:
+        pass
+    splits = {split: int(count) for split, count in plan.items["split"].value_counts(sort=False).items()}
+    return {"name": name, "splits": splits, "texts": len(plan.texts), "reported": plan.reported, "notes": plan.notes}
 
 
 def _write(name: str, plan: Plan, pixels: Iterator[np.ndarray], card: dict, *, force: bool) -> dict:

@@ -204,12 +204,12 @@ class Writer:
             self.target.rename(old)
         try:
             self.folder.rename(self.target)
-        except BaseException:  # an interruption as well
-            if not self.target.exists() and old.exists():
-                old.rename(self.target)
+        except BaseException as error:  # an interruption as well
+            first = isinstance(error, OSError) and (self.target / "card.json").exists()
+            if not first:  # else another process made the same set
+                if old.exists() and not self.target.exists():
+                    old.rename(self.target)
                 raise
-            if not (self.target / "card.json").exists():
-                raise  # else another process was first, with the same set
         sync(self.target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
