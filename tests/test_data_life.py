@@ -91,6 +91,7 @@ def test_blanks_in_the_header_and_empty_rows_are_no_names_and_no_captions(photos
 
 OPEN = HEAD + 'p0.png,"two\nlines"\np1.png,"open\n' + ALL
 TABLES = {
+    "1 images named in the table are not in": ("captions.csv", f"{HEAD}{'1' * 300},a caption in the wrong column\n"),
     "rows.jsonl, line 4: 'caption' is an object: write a text": ("rows.jsonl", lines(caption={"en": "a"})),
     "rows.jsonl, line 4: 'label' is a list: write a text; only": ("rows.jsonl", lines(label=["a", "b"])),
     "rows.jsonl, line 4: 'caption' is a list: write a text": ("rows.jsonl", lines(caption=[["a"]])),

@@ -180,7 +180,7 @@ def _pictures(folder: Path) -> set[str]:
 
 def _require_readable(folder: Path, files: set[str], named: set[str]) -> None:
     """Raises MmkitError for a named file that is not there, is of no kind that is read, or lies outside the folder."""
-    absent = sorted(name for name in named if name not in files and not (folder / name).is_file())
+    absent = sorted(name for name in named if name not in files and not _is_file(folder / name))
     if absent:
         named_alike = [file for file in files if PurePosixPath(file).name == PurePosixPath(absent[0]).name]
         nearest = (named_alike or get_close_matches(absent[0], files, n=1) or [None])[0]
@@ -198,6 +198,13 @@ def _require_readable(folder: Path, files: set[str], named: set[str]) -> None:
     if outside:
         problem = f"{len(outside)} images are links that lead out of {folder} ({some(outside)})"
         raise MmkitError(f"{problem}: put the files themselves there, or remove the links")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system allows is no file's
+        return False
 
 
 def _assign_splits(plan: Plan, *, pool_image: set[str], pool_text: set[str]) -> None:

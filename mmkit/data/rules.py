@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, printable
 
 PAIRED = ("image", "text")  # the modalities of a set that names no other array
 ITEM_COLUMNS = ("id", "image", "split", "group")
@@ -99,8 +99,8 @@ def _require_whole_groups(items: pd.DataFrame, pools: list[str]) -> None:
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
-    """The first few names, as a message shows them."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    """The first few names, as a message shows them; a name can be a caption in the wrong column."""
+    return ", ".join(printable(name, 120) for name in names[:count]) + (", ..." if len(names) > count else "")
 
 
 def content_hash(arrays: dict[str, dict], items: pd.DataFrame, texts: pd.DataFrame) -> str:
