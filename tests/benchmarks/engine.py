@@ -22,46 +22,27 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from repro_stub import SETUP, make_plan, write  # noqa: E402
 
-from mmkit.repro import execute, runner, warm  # noqa: E402
+from mmkit.repro import batches, runner  # noqa: E402
 
 HEAVY = "import torch\nimport pandas as pd\nfrom mmkit.strategies import fit\nfrom mmkit.teach import plots\n"
 
 
 def processor_seconds() -> float:
-    """Of this process, of those it waited for, and of a living warm process with its runs."""
-    times = [
-        psutil.Process().cpu_times(),
-        *(
-            psutil.Process(held.process.pid).cpu_times()
-            for held in execute._warm.values()
-            if held.process.poll() is None
-        ),
-    ]
-    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+    """Of this process and of those it waited for."""
+    spent = psutil.Process().cpu_times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def start_up(folder: Path, runs: int) -> None:
     """Processor seconds a run of a notebook that imports what the kit's notebooks import and then does nothing."""
     notebook = write(folder / "20_stub.ipynb", setup=HEAVY + SETUP)
-    for way in ("plain", "warm"):
-        os.environ["MMKIT_RUNS"] = str(folder / way)
-        marks = []
-
-        class Refused(warm.Warm):
-            def __init__(self, *arguments):
-                super().__init__(*arguments)
-                self.close()
-
-        execute.Warm = Refused if way == "plain" else warm.Warm
-        runner.run_plan(
-            make_plan(notebook, seeds=runs),
-            workers=1,
-            say=lambda _line, marks=marks: marks.append((time.monotonic(), processor_seconds())),
-        )
-        each = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
-        print(
-            f"start-up, {way}: {median(e[1] for e in each):.2f} s of processor and {median(e[0] for e in each):.2f} s of wall a run after the first"
-        )
+    os.environ["MMKIT_RUNS"] = str(folder / "start")
+    marks = []
+    plan = make_plan(notebook, seeds=runs)
+    runner.run_plan(plan, workers=1, say=lambda _: marks.append((time.monotonic(), processor_seconds())))
+    each = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    wall, spent = median(e[0] for e in each), median(e[1] for e in each)
+    print(f"start-up: {spent:.2f} s of processor and {wall:.2f} s of wall a run after the first")
 
 
 def many(folder: Path, runs: int, workers: int) -> float:
@@ -80,9 +61,9 @@ def many(folder: Path, runs: int, workers: int) -> float:
     tenth = max(1, runs // 10)
     for name, first in (("first", tenth // 10), ("last", runs - tenth - 1)):
         (t0, c0, _), (t1, c1, rss) = marks[first], marks[first + tenth]
-        print(
-            f"{runs} runs, {workers} workers, {name} {tenth} after run {first + 1}: {(t1 - t0) / tenth:.2f} s of wall, {(c1 - c0) / tenth:.2f} s of processor a run; runner {rss / 1e6:.0f} MB"
-        )
+        where = f"{runs} runs, {workers} workers, {name} {tenth} after run {first + 1}"
+        each = f"{(t1 - t0) / tenth:.2f} s of wall, {(c1 - c0) / tenth:.2f} s of processor a run"
+        print(f"{where}: {each}; runner {rss / 1e6:.0f} MB")
     print(f"{runs} runs, {workers} workers: {time.monotonic() - begun:.0f} s in all")
     return marks[-1][0] - marks[0][0]
 
@@ -100,9 +81,8 @@ def copies(folder: Path, records: int) -> None:
             shutil.copytree(model, target / key)
             header = json.loads((target / key / "record.json").read_text())
             (target / key / "record.json").write_text(json.dumps(header | {"key": key}, indent=1))
-        (target / "plan.json").write_text(
-            json.dumps(manifest | {"runs": [manifest["runs"][0] | {"key": key} for key in keys]})
-        )
+        asked = manifest | {"runs": [manifest["runs"][0] | {"key": key} for key in keys]}
+        (target / "plan.json").write_text(json.dumps(asked | {"digest": batches.digest(asked)}))
         measured = [("runs list", [sys.executable, "-m", "mmkit.cli", "runs", "list", "stub"])]
         if count <= 1000:
             measured.append(("report", [sys.executable, "-m", "mmkit.cli", "report", "stub"]))
