@@ -12,7 +12,7 @@ from watched import BUDGET, QUICK, SMALL
 from mmkit.data import load
 from mmkit.errors import MmkitError
 from mmkit.strategies import ARMS, Budget, fit
-from mmkit.strategies.balance import Modulation, blend_weights, own_heads
+from mmkit.strategies.balance import Modulation, blend_weights, unimodal_heads
 from mmkit.strategies.start import start
 from mmkit.tasks import Answering, Retrieval
 from mmkit.training import stream
@@ -134,7 +134,7 @@ def test_grad_blend_measures_first_and_pays_for_it(told):
 
 def test_modulation_holds_the_leading_encoder_back_and_adds_noise_of_its_size(told):
     loader, model = untrained(told)
-    model.own_heads = own_heads(model, len(told.classes), seed=0)
+    model.own_heads = unimodal_heads(model, len(told.classes), seed=0)
     objective = Modulation(told.objective)
     batch = loader(told.rows("train")[:32], stream(0, "texts"))
     with torch.no_grad():  # a head that knows the answers from the text: the text leads
@@ -159,7 +159,7 @@ def test_heads_that_only_measure_send_no_gradient_to_the_encoders(told):
     gradients = {}
     for name, objective in (("joint alone", told.objective), ("modulated", Modulation(told.objective))):
         loader, model = untrained(told)
-        model.own_heads = own_heads(model, len(told.classes), seed=0)
+        model.own_heads = unimodal_heads(model, len(told.classes), seed=0)
         objective(model, loader(told.rows("train")[:32])).backward()
         gradients[name] = model.text.words.weight.grad
     assert torch.allclose(*gradients.values(), atol=1e-7)

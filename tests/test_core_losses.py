@@ -27,7 +27,8 @@ def run(loss, *inputs):
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     value = loss(*inputs)
     value.backward()
-    return [x.double() for x in (value.detach(), *(x.grad for x in inputs))]
+    gradients = [x.grad for x in inputs]
+    return [x.double() for x in (value.detach(), *gradients)]
 
 
 def errors(loss, formula, *inputs):

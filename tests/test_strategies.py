@@ -11,7 +11,7 @@ from watched import BUDGET, QUICK, SMALL, digest, same, watched
 from mmkit.data import load
 from mmkit.errors import MmkitError
 from mmkit.strategies import Budget, fit, pairs
-from mmkit.strategies.balance import own_heads
+from mmkit.strategies.balance import unimodal_heads
 from mmkit.tasks import Answering, Retrieval
 from mmkit.training import seeded
 
@@ -160,7 +160,7 @@ def test_a_runs_scores_cover_the_test_split_and_every_shift(of_task, scenes):
 
 def test_joint_plus_unimodal_trains_a_head_of_each_modality_besides(scenes):
     run = fit("joint_plus_unimodal", Answering(scenes), budget=BUDGET, seed=0, encoders=QUICK)
-    first = own_heads(run.model, 4, seed=0)
+    first = unimodal_heads(run.model, 4, seed=0)
     assert first["image"].weight.equal(seeded(0, "own heads", torch.nn.Linear, 128, 4).weight)
     assert all(not same(digest(run.model.own_heads[m]), digest(first[m])) for m in first)
     scratch = fit("scratch", Answering(scenes), budget=BUDGET, seed=0, encoders=QUICK)

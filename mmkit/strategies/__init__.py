@@ -1,10 +1,10 @@
 """The strategies: how encoders start, what is trained on the pairs, and what each costs."""
 
 from mmkit.strategies.arms import ARMS, DERIVED, suited
-from mmkit.strategies.encoders import Encoders
+from mmkit.strategies.encoders import Encoders, tokenizer
 from mmkit.strategies.fit import fit
 from mmkit.strategies.run import Budget, Run, interpolate
-from mmkit.strategies.scoring import pairs
+from mmkit.strategies.scoring import loader_of, pairs, scores_of, splits_of
 from mmkit.strategies.strategy import Fitting, Stage, Strategy
 from mmkit.training import Part
 
@@ -23,6 +23,10 @@ __all__ = [
     "fit",
     "interpolate",
     "load_model",
+    "loader_of",
     "pairs",
+    "scores_of",
+    "splits_of",
     "suited",
+    "tokenizer",
 ]

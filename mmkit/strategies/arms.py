@@ -2,7 +2,7 @@
 
 from mmkit.data import Dataset
 from mmkit.errors import unknown
-from mmkit.strategies.balance import blended, has_own_losses, modulated, own_losses
+from mmkit.strategies.balance import blended, add_unimodal_heads, modulated, unimodal_losses
 from mmkit.strategies.encoders import Encoders
 from mmkit.strategies.ensembles import Combination, averaged, better
 from mmkit.strategies.run import interpolate
@@ -99,14 +99,14 @@ TABLE = (
     Strategy(
         "joint_plus_unimodal",
         "as scratch, with each modality's own loss beside the joint one",
-        stages=(Stage("joint", wrap=own_losses),),
-        prepare=has_own_losses,
+        stages=(Stage("joint", wrap=unimodal_losses),),
+        prepare=add_unimodal_heads,
         undefined=no_loss_alone,
     ),
     Strategy(
         "grad_blend",
         "as joint_plus_unimodal, each loss weighted by its measured gain over its overfitting (arXiv 1905.12681)",
-        stages=(Stage("joint", wrap=own_losses),),
+        stages=(Stage("joint", wrap=unimodal_losses),),
         prepare=blended,
         undefined=no_loss_alone,
     ),
@@ -114,7 +114,7 @@ TABLE = (
         "ogm_ge",
         "as scratch, the leading modality's gradients held back (arXiv 2203.15332)",
         stages=(Stage("joint", wrap=modulated, hooks=lambda fitting: [fitting.objective]),),
-        prepare=has_own_losses,
+        prepare=add_unimodal_heads,
         undefined=no_loss_alone,
     ),
     single("image"),

@@ -17,7 +17,7 @@ FLOOR = 0.1
 ALPHA = 0.8  # how hard OGM-GE holds the leading modality back
 
 
-def own_heads(model: nn.Module, classes: int, *, seed: int) -> nn.ModuleDict:
+def unimodal_heads(model: nn.Module, classes: int, *, seed: int) -> nn.ModuleDict:
     """A linear head for each modality, whose first weights depend on the seed alone."""
 
     def build() -> nn.ModuleDict:
@@ -26,13 +26,13 @@ def own_heads(model: nn.Module, classes: int, *, seed: int) -> nn.ModuleDict:
     return seeded(seed, "own heads", build)
 
 
-def has_own_losses(fitting: Fitting) -> None:
+def add_unimodal_heads(fitting: Fitting) -> None:
     """Prepare: each modality gets a head of its own."""
-    heads = own_heads(fitting.model, len(fitting.task.classes), seed=fitting.seed)
+    heads = unimodal_heads(fitting.model, len(fitting.task.classes), seed=fitting.seed)
     fitting.model.own_heads = heads.to(fitting.device)
 
 
-def own_losses(objective: Objective, fitting: Fitting) -> Objective:
+def unimodal_losses(objective: Objective, fitting: Fitting) -> Objective:
     """Wrap: the joint loss plus each modality's own, weighted by the setting `weights` where it is there."""
     weights = fitting.settings.get("weights") or dict.fromkeys(("joint", *fitting.model.modalities), 1.0)
 
@@ -116,7 +116,7 @@ def blended(fitting: Fitting) -> None:
         run = fitting.fit(strategy, evaluate=("val",))
         losses[source] = end_losses(fitting, run.model)
         fitting.cost.phases |= {f"measure {source}/{name}": phase for name, phase in run.cost.phases.items()}
-    has_own_losses(fitting)
+    add_unimodal_heads(fitting)
     fitting.settings["weights"] = blend_weights(losses, len(fitting.task.classes))
 
 

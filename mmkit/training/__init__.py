@@ -13,7 +13,7 @@ from mmkit.training.objectives import Objective, adversarial, cross_entropy, dis
 from mmkit.training.pretext import Part
 from mmkit.training.schedules import constant, warmup_constant, warmup_cosine
 from mmkit.training.seeds import choose, seeded, stream
-from mmkit.training.views import array_view, text_view
+from mmkit.training.views import array_view, cut, text_view
 
 __all__ = [
     "EVERYTHING",
@@ -39,6 +39,7 @@ __all__ = [
     "choose",
     "constant",
     "cross_entropy",
+    "cut",
     "device",
     "distilled",
     "encode_all",

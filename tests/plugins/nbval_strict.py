@@ -5,9 +5,9 @@ nbval-check-output       which kinds, and how many           as it is       size
 (neither)                which kinds, and how many           that there is  size in pixels  none
 nbval-ignore-output      not compared, the cell only runs    -              -               -
 
-Text that hangs on training differs between platforms, and what was cached is not said to be made again, so outside `nbval-check-output`
-text is not compared; trained numbers are held by the tests against records.
-The pixels of a figure hang on fonts; its size does not. Kernels use unix sockets: TCP ports race.
+Text that hangs on training differs between platforms, and what was cached is not said to be made again, so outside
+`nbval-check-output` text is not compared; trained numbers are held by the tests against records. The pixels of a
+figure hang on fonts; its size does not. Kernels use unix sockets: TCP ports race.
 """
 
 import base64
@@ -32,7 +32,8 @@ def _pixels(png: str) -> str:
 
 
 def _outline(output: NotebookNode, exact: bool) -> NotebookNode:
-    """An output as it is compared. nbval leaves `image/png` out, so the size of a figure goes under a name of its own."""
+    """An output as it is compared. nbval leaves `image/png` out, so the size of a figure goes under a name of its
+    own."""
     compared = NotebookNode(output)
     if output.output_type == "stream" and not exact:
         compared.text = SOME
@@ -48,7 +49,9 @@ _compare_outputs = nbval.plugin.IPyNbCell.compare_outputs
 
 def _compare_outlines(self, test, ref, skip_compare=None):
     exact = "nbval-check-output" in self.cell.metadata.get("tags", [])
-    return _compare_outputs(self, [_outline(output, exact) for output in test], [_outline(output, exact) for output in ref], skip_compare)
+    return _compare_outputs(
+        self, [_outline(output, exact) for output in test], [_outline(output, exact) for output in ref], skip_compare
+    )
 
 
 nbval.plugin.IPyNbCell.compare_outputs = _compare_outlines
