@@ -100,7 +100,7 @@ def test_contrastive_gradients_are_the_same_bits_each_time_and_follow_the_order_
     one, two = (run(lambda *x: contrastive_loss(*x, tile=256), image, text, torch.tensor(scale)) for _ in range(2))
     assert all(a.equal(b) for a, b in zip(one, two))
     moved = run(contrastive_loss, image[order], text[order], torch.tensor(scale))
-    torch.testing.assert_close(moved[1], one[1][order], rtol=1e-4, atol=1e-8)
+    assert (moved[1] - one[1][order]).norm() <= 2e-6 * one[1].norm()
 
 
 def test_a_batch_of_one_has_nothing_to_learn_from():

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmkit.core.workers import one_thread
+
 BACKENDS = ("auto", "torch", "triton")
 # Rows a power of two apart share the cache's sets, which makes a product with the transpose a tenth slower.
 PAD = 16  # numbers between the rows of a tile
@@ -34,17 +36,13 @@ def choose(x: Tensor, backend: str = "auto") -> Choice:
     obstacle = _obstacle(x)
     if backend == "triton" and obstacle:
         raise ValueError(f"backend='triton' cannot run: {obstacle}; pass backend='auto'")
-    on_gpu = x.device.type == "cuda"
-    if backend == "triton":
-        choice = Choice("triton", "asked for")
-    elif obstacle:
-        choice = Choice("torch", obstacle)
-    elif not on_gpu:
-        choice = Choice("torch", "the interpreter is for tests")
-    elif x.dtype == torch.float32:
-        choice = Choice("torch", "float32 products belong to the vendor's library")
-    else:
-        choice = Choice("triton", f"{x.dtype} on an NVIDIA GPU")
+    if backend == "auto" and not obstacle:
+        if x.device.type != "cuda":
+            obstacle = "the interpreter is for tests"
+        elif x.dtype == torch.float32:
+            obstacle = "float32 products belong to the vendor's library"
+    reason = "asked for" if backend == "triton" else f"{x.dtype} on an NVIDIA GPU"
+    choice = Choice("torch", obstacle) if obstacle else Choice("triton", reason)
     if not torch.compiler.is_compiling():
         LOG.debug("%s: %s", *choice)
     return choice
@@ -87,14 +85,15 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def operator(function):
-    """Registers `function` as torch.ops.mmkit.NAME, which torch.compile takes as one step. Autocast is off inside.
+    """Registers `function` as torch.ops.mmkit.NAME, which torch.compile takes as one step.
 
-    Not by `torch.library.custom_op`, whose first call imports the compiler.
+    Inside, autocast is off, and operations are not parallel: see `workers`. Not by `torch.library.custom_op`, whose
+    first call imports the compiler.
     """
     name = f"mmkit::{function.__name__}"
 
     def run(x: Tensor, *arguments):
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), one_thread():
             return function(x, *arguments)
 
     torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
@@ -109,8 +108,13 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
     """The dot product of each row of x with the same row of y: (n,) in float64."""
-    strip = 256 if x.device.type == "cpu" else 8192  # rows at a time, so that the float64 copies stay small
+    strip = 64 if x.device.type == "cpu" else 8192  # rows at a time, so that the float64 copies stay in the cache
     return torch.cat([(a.double() * b.double()).sum(1) for a, b in zip(x.split(strip), y.split(strip))])
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of (n,). In strips: PyTorch's own order of adding many numbers depends on the number of threads."""
+    return torch.stack([part.sum() for part in x.split(2**14)]).sum()
 
 
 def scalar(value: Tensor | float, like: Tensor, name: str) -> Tensor:

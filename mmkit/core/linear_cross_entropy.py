@@ -8,9 +8,11 @@ loss of a token is softplus(r - z_target): confident tokens keep their digits.
 import torch
 from torch import Tensor
 
-from mmkit.core.backend import autocast, choose, finite, first_derivatives, operator, wide
+from mmkit.core.backend import PAD, autocast, choose, finite, first_derivatives, operator, total, wide
+from mmkit.core.workers import shared, slices
 
-LOGITS = {"cpu": 2**23, "cuda": 2**26}  # numbers in a chunk of logits
+LOGITS = {"cpu": 6 * 2**20, "cuda": 2**26}  # numbers in a chunk of logits
+WORDS = 2048  # on the CPU, words whose logits one thread takes at a time
 
 
 def linear_cross_entropy(
@@ -75,7 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
         losses, *gradients = torch.ops.mmkit.cross_entropy_pass(
             hidden, weight, bias, target, sizes, smoothing, wanted and not each, backend, chunk
         )
-        return losses if each else (losses * sizes).sum(), *gradients
+        return losses if each else total(losses * sizes), *gradients
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -89,9 +91,8 @@ class _CrossEntropy(torch.autograd.Function):
         inputs = hidden, weight, bias
         with torch.no_grad():
             if ctx.each:
-                _, *gradients = torch.ops.mmkit.cross_entropy_pass(
-                    *inputs, target, grad.contiguous(), ctx.smoothing, True, ctx.backend, ctx.chunk
-                )
+                again = *inputs, target, grad.contiguous(), ctx.smoothing, True, ctx.backend, ctx.chunk
+                _, *gradients = torch.ops.mmkit.cross_entropy_pass(*again)
             else:
                 gradients = [grad * x for x in gradients]
             gradients = [None if y is None else x.to(y.dtype) for x, y in zip(gradients, inputs)]
@@ -122,28 +123,17 @@ def cross_entropy_pass(
     losses = hidden.new_zeros(len(hidden), dtype=kind)
     shapes = (hidden.shape, weight.shape, weight.shape[:1]) if wanted else [(0,)] * 3
     d_hidden, d_weight, d_bias = (hidden.new_zeros(shape, dtype=kind) for shape in shapes)
-    if backend == "triton":
-        from mmkit.core.kernels.cross_entropy import losses_and_slopes, product as mm
-    else:
-        losses_and_slopes, mm = _losses_and_slopes, torch.mm
-        weight = weight.to(kind)
-    # Slopes of a mean would vanish in float16: they are held larger, by as much as the type allows.
-    lift = 2.0**14 / sizes.abs().max().clamp(min=1e-30) if weight.dtype == torch.float16 else 1.0
+    take, lift = _triton_chunk if backend == "triton" else _torch_chunk, None
+    if backend == "triton" and weight.dtype == torch.float16:
+        # Slopes of a mean would vanish in float16: they are held larger, by as much as the type allows.
+        lift = 2.0**14 / sizes.abs().max().clamp(min=1e-30)
+    sizes = (sizes if lift is None else sizes * lift).to(kind)
+    gradients = (d_weight, d_bias) if wanted else None
     for rows in tokens.split(chunk):
-        part = hidden[rows].to(weight.dtype)
-        logits = mm(part, weight.T)
-        if bias is not None:
-            logits += bias.to(kind)
-        lifted = (sizes[rows] * lift).to(kind)
-        losses[rows], slopes = losses_and_slopes(logits, target[rows], lifted, smoothing, weight.dtype)
+        losses[rows], d_rows = take(hidden[rows], weight, bias, target[rows], sizes[rows], smoothing, gradients)
         if wanted:
-            d_hidden[rows] = mm(slopes, weight)
-            if slopes.dtype == kind:
-                d_weight.addmm_(slopes.T, part)
-            else:
-                d_weight += mm(slopes.T, part)
-            d_bias += slopes.sum(0, dtype=kind)
-    return losses, d_hidden.div_(lift), d_weight.div_(lift), d_bias.div_(lift)
+            d_hidden[rows] = d_rows
+    return losses, *(x if lift is None else x.div_(lift) for x in (d_hidden, d_weight, d_bias))
 
 
 @cross_entropy_pass
@@ -153,22 +143,74 @@ def _(hidden, weight, bias, target, sizes, smoothing, wanted, backend, chunk):
     return hidden.new_empty(len(hidden), dtype=kind), *(hidden.new_empty(shape, dtype=kind) for shape in shapes)
 
 
-def _losses_and_slopes(
-    logits: Tensor, target: Tensor, sizes: Tensor, smoothing: float, kind: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Losses (T,) and the gradient of their weighted sum in the logits (T, V), which it overwrites."""
-    words, at = logits.shape[1], target[:, None]
-    right = logits.gather(1, at)
-    spread = right - logits.mean(1, keepdim=True) if smoothing else 0.0
-    logits.scatter_(1, at, -torch.inf)
-    top = logits.amax(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-    total = logits.sub_(top).exp_().sum(1, keepdim=True)
-    miss = total.log() + top - right
+def _triton_chunk(hidden, weight, bias, target, sizes, smoothing, gradients) -> tuple[Tensor, Tensor | None]:
+    """As `_torch_chunk`, with the whole chunk of logits in one kernel."""
+    from mmkit.core.kernels.cross_entropy import losses_and_slopes, product
+
+    logits = product(hidden, weight.T)
+    if bias is not None:
+        logits += bias.to(logits.dtype)
+    losses, slopes = losses_and_slopes(logits, target, sizes, smoothing, weight.dtype)
+    if gradients is None:
+        return losses, None
+    gradients[0].add_(product(slopes.T, hidden))
+    gradients[1].add_(slopes.sum(0, dtype=gradients[1].dtype))
+    return losses, product(slopes, weight)
+
+
+def _targets(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """The tokens whose target is in a block of words, and its place there."""
+    here = ((target >= block.start) & (target < block.stop)).nonzero()[:, 0]
+    return here, target[here] - block.start
+
+
+def _torch_chunk(hidden, weight, bias, target, sizes, smoothing, gradients) -> tuple[Tensor, Tensor | None]:
+    """Losses (T,) of a chunk and the gradient of their weighted sum in `hidden`; those in weight and bias are added.
+
+    Threads share out blocks of words, first for the logits and then, when the sum over all words is known, for the
+    gradients: each block's words belong to one thread at a time, and what blocks add to `hidden` is added in order.
+    """
+    kind, device, words = wide(hidden.dtype), hidden.device, len(weight)
+    blocks = list(enumerate(slices(words, WORDS if device.type == "cpu" else words)))
+    hidden, right = hidden.to(kind), sizes.new_empty(len(hidden))
+    logits = right.new_empty(len(hidden), words + PAD)
+    tops, totals, sums = right.new_empty(3, len(blocks), len(hidden))
+
+    def score(number: int, block: slice) -> None:
+        z = torch.mm(hidden, weight[block].to(kind).T, out=logits[:, block])
+        if bias is not None:
+            z += bias[block].to(kind)
+        if smoothing:
+            sums[number] = z.sum(1)
+        here, at = _targets(target, block)
+        right[here] = z[here, at]
+        z[here, at] = -torch.inf
+        tops[number] = z.amax(1).clamp(min=torch.finfo(kind).min)
+        totals[number] = z.sub_(tops[number, :, None]).exp_().sum(1)
+
+    shared(device, score, blocks)
+    top = tops.amax(0)
+    shares = (tops - top).exp()
+    wrong = (totals * shares).sum(0)
+    miss = wrong.log() + top - right
     chance = torch.sigmoid(miss)  # of any wrong word
-    losses = torch.logaddexp(miss, torch.zeros_like(miss)) + smoothing * spread
-    sizes = sizes[:, None]
-    logits.mul_(sizes * chance / total.clamp(min=torch.finfo(logits.dtype).tiny))
-    logits.scatter_(1, at, sizes * (smoothing - chance))
+    losses = torch.logaddexp(miss, torch.zeros_like(miss))
     if smoothing:
-        logits.sub_(sizes * (smoothing / words))
-    return losses[:, 0], logits
+        losses += smoothing * (right - sums.sum(0) / words)
+    if gradients is None:
+        return losses, None
+    shares *= sizes * chance / wrong.clamp(min=torch.finfo(kind).tiny)
+    parts = right.new_empty(len(blocks), *hidden.shape)
+
+    def multiply(number: int, block: slice) -> None:
+        slopes = logits[:, block].mul_(shares[number, :, None])
+        here, at = _targets(target, block)
+        slopes[here, at] = (sizes * (smoothing - chance))[here]
+        if smoothing:
+            slopes.sub_((sizes * (smoothing / words))[:, None])
+        gradients[0][block].addmm_(slopes.T, hidden)
+        gradients[1][block].add_(slopes.sum(0))
+        torch.mm(slopes, weight[block].to(kind), out=parts[number])
+
+    shared(device, multiply, blocks)
+    return losses, parts.sum(0)

@@ -6,27 +6,22 @@ exactly.
 """
 
 from collections.abc import Callable
-from itertools import product
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmkit.core.backend import PAD, choose, wide
+from mmkit.core.workers import one_thread, shared, slices, strips, threads, tiles
 
 CACHED = 2**19  # scores that are counted at once, in the second-level cache
 CROWDED = 0.02  # share of open pairs in a chunk from which one float64 product is cheaper than a dot product each
 
 
 @torch.no_grad()
+@one_thread()
 def retrieval_ranks(
-    queries: Tensor,
-    gallery: Tensor,
-    query_group: Tensor,
-    gallery_group: Tensor,
-    *,
-    chunk: int = 256,
-    backend: str = "auto",
+    queries: Tensor, gallery: Tensor, query_group: Tensor, gallery_group: Tensor, *, chunk: int = 256, backend="auto"
 ) -> Tensor:
     """Rank (1 is best) of each query's best-placed positive, by counting what scores higher: (Q,) int64.
 
@@ -62,8 +57,11 @@ def retrieval_ranks(
             ranks[unsure] = retrieval_ranks(*again, chunk=chunk, backend="torch")
         return ranks
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-    for part, scores, error in _scores(queries, gallery, chunk):
+
+    def rank(part: slice, scores: Tensor, error: Tensor) -> None:
         ranks[part] = _ranks(queries[part], gallery, scores, error, *positives(part))
+
+    _by_chunks(queries, gallery, chunk, rank)
     return ranks
 
 
@@ -84,7 +82,8 @@ def _counted(
 
 
 @torch.no_grad()
-def ranks_both_ways(image: Tensor, text: Tensor, owner: Tensor, *, tile: int = 2048) -> tuple[Tensor, Tensor]:
+@one_thread()
+def ranks_both_ways(image: Tensor, text: Tensor, owner: Tensor, *, tile: int = 1024) -> tuple[Tensor, Tensor]:
     """Ranks (N,) of each image's best text and (M,) of each text's image: `retrieval_ranks` both ways from one product.
 
     image (N, D), text (M, D); text j belongs to image owner[j]. `tile` is the side of a tile of scores and changes time
@@ -106,24 +105,27 @@ def _both_ways(image: Tensor, text: Tensor, owner: Tensor, texts: Tensor, tile: 
     best = right.new_full((len(image),), -torch.inf).scatter_reduce_(0, owner, right, "amax")
     error, text_error = _rounding(image, text, kind), _rounding(text, image, kind)
     i2t, t2i = torch.ones(len(image), dtype=torch.int64, device=image.device), torch.ones_like(texts)
-    buffer = image.new_empty(min(tile, len(image)), min(tile, len(text)) + PAD, dtype=kind)
-    for i, j in product(slices(len(image), tile), slices(len(text), tile)):
+    crowded = []
+
+    def count(buffer: Tensor, i: slice, j: slice) -> None:
+        if crowded:
+            return
         some, others, owners = image[i], text[j], owner[j]
         scores = torch.mm(some.to(kind), others.to(kind).T, out=buffer[: len(some), : len(others)])
         columns = ((owners >= i.start) & (owners < i.stop)).nonzero()[:, 0]
         scores[owners[columns] - i.start, columns] = -torch.inf  # what is left are the wrong pairs
-        across = _ahead(scores, best[i], error[i], _Reaches(some, others, best[i]))
-        down = _ahead(scores.T, right[j], text_error[j], _Reaches(others, some, right[j]))
+        across = _ahead(scores, best[i], error[i], partial(_reaches, some, others, best[i]))
+        down = _ahead(scores.T, right[j], text_error[j], partial(_reaches, others, some, right[j]))
         if across is None or down is None:
-            return None
+            crowded.append((i, j))
+            return
         i2t[i] += across
         t2i[j] += down
-    return i2t, t2i
 
-
-def slices(count: int, size: int) -> list[slice]:
-    """0 to count in slices of this size; the last may be shorter."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    room = min(tile, len(image)), min(tile, len(text)) + PAD
+    grid = tiles(len(image), len(text), tile)
+    shared(image.device, count, grid, adds_to=strips, scratch=lambda: (image.new_empty(room, dtype=kind),))
+    return None if crowded else (i2t, t2i)
 
 
 def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -137,25 +139,19 @@ def _ranks(queries: Tensor, gallery: Tensor, scores: Tensor, error: Tensor, rows
     def reaches(i: Tensor, j: Tensor) -> Tensor:
         exact = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
         exact.scatter_reduce_(0, rows, _dots(queries, gallery, rows, columns), "amax")
-        return _Reaches(queries, gallery, exact)(i, j)
+        return _reaches(queries, gallery, exact, i, j)
 
     ahead = _ahead(scores, best, 2 * error, reaches)
     if ahead is None:
         queries, gallery = queries.double(), gallery.double()
-        ((_, scores, error),) = _scores(queries, gallery, len(queries))
-        return _ranks(queries, gallery, scores, error, rows, columns)
+        error = _rounding(queries, gallery, torch.float64)
+        return _ranks(queries, gallery, queries @ gallery.T, error, rows, columns)
     return ahead + 1
 
 
-class _Reaches(NamedTuple):
+def _reaches(queries: Tensor, gallery: Tensor, bar: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Whether pair (i, j) scores at least bar[i], by float64 dot products."""
-
-    queries: Tensor
-    gallery: Tensor
-    bar: Tensor
-
-    def __call__(self, i: Tensor, j: Tensor) -> Tensor:
-        return _dots(self.queries, self.gallery, i, j) >= self.bar[i]
+    return _dots(queries, gallery, i, j) >= bar[i]
 
 
 def _ahead(scores: Tensor, bar: Tensor, error: Tensor, reaches: Callable) -> Tensor | None:
@@ -192,6 +188,7 @@ def _count(scores: Tensor, bar: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@one_thread()
 def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """The k gallery rows that score highest for each query, best first: scores (Q, k) in float64 and rows (Q, k).
 
@@ -204,8 +201,9 @@ def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend:
     if backend == "triton":
         raise ValueError("topk has no Triton kernel; pass backend='auto' or 'torch'")
     choose(queries, "torch" if backend == "auto" else backend)
-    found = []
-    for part, scores, error in _scores(queries, gallery, chunk):
+    found = {}
+
+    def best(part: slice, scores: Tensor, error: Tensor) -> None:
         bar = scores.topk(k, 1).values[:, -1:] - 2 * error[:, None]
         rows, columns = (scores >= bar).nonzero(as_tuple=True)  # candidates, in order of rows and columns
         exact = _dots(queries[part], gallery, rows, columns)
@@ -213,8 +211,10 @@ def topk(queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 256, backend:
         order = by_score[rows[by_score].argsort(stable=True)]
         counts = torch.bincount(rows, minlength=len(scores))
         keep = order[(counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=queries.device)]
-        found.append((exact[keep], columns[keep]))
-    values, indices = zip(*found)
+        found[part.start] = exact[keep], columns[keep]
+
+    _by_chunks(queries, gallery, chunk, best)
+    values, indices = zip(*(found[start] for start in sorted(found)))
     return torch.cat(values), torch.cat(indices)
 
 
@@ -229,14 +229,17 @@ def _check(name: str, queries: Tensor, gallery: Tensor) -> None:
         raise ValueError(f"{name} needs floating-point tensors of one type and device, got {kinds}")
 
 
-def _scores(queries: Tensor, gallery: Tensor, chunk: int):
-    """Chunks of queries: (slice, scores, bound on their rounding error). `scores` is one buffer, used again."""
+def _by_chunks(queries: Tensor, gallery: Tensor, chunk: int, work: Callable) -> None:
+    """Calls work(slice, scores, bound on their rounding error) for parts of the queries; threads share out a chunk."""
     kind = wide(queries.dtype)
-    error = _rounding(queries, gallery, kind)
-    queries, gallery = queries.to(kind), gallery.to(kind)
-    buffer = queries.new_empty(min(chunk, len(queries)), len(gallery))
-    for part in slices(len(queries), chunk):
-        yield part, torch.mm(queries[part], gallery.T, out=buffer[: part.stop - part.start]), error[part]
+    error, queries, gallery = _rounding(queries, gallery, kind), queries.to(kind), gallery.to(kind)
+    rows = max(1, min(chunk, len(queries)) // threads(queries.device))
+
+    def score(buffer: Tensor, part: slice) -> None:
+        work(part, torch.mm(queries[part], gallery.T, out=buffer[: part.stop - part.start]), error[part])
+
+    tasks = [(part,) for part in slices(len(queries), rows)]
+    shared(queries.device, score, tasks, scratch=lambda: (queries.new_empty(rows, len(gallery)),))
 
 
 def _rounding(queries: Tensor, gallery: Tensor, kind: torch.dtype) -> Tensor:

@@ -4,13 +4,16 @@ There is no normaliser. So one pass over the tiles gives the loss and all gradie
 one tile.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmkit.core.backend import choose, dots, finite, first_derivatives, operator, pairs, scalar, wide
-from mmkit.core.contrastive import SLAB, TILE, tiles
+from mmkit.core.backend import choose, dots, finite, first_derivatives, operator, pairs, scalar, total, wide
+from mmkit.core.contrastive import buffer, negatives, side, slabs
 from mmkit.core.distributed import gathered, rank_and_size, scattered, summed
+from mmkit.core.workers import shared, strips, tiles
 
 
 def sigmoid_loss(
@@ -31,7 +34,7 @@ def sigmoid_loss(
     image, text = pairs("sigmoid_loss", image, text)
     scale, bias = scalar(logit_scale, image, "logit_scale"), scalar(logit_bias, image, "logit_bias")
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (image, text, scale, bias))
-    tile = tile or TILE.get(image.device.type, TILE["cuda"])
+    tile = tile or side(len(image), image.device)
     loss = _Sigmoid.apply(image, text, scale, bias, wanted, choose(image, backend).name, tile, group)[0]
     return finite(loss, "sigmoid_loss")
 
@@ -100,15 +103,22 @@ def _(image, texts, scale, bias, first, wanted, backend, tile):
 def _torch_products(
     image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int, wanted: bool, tile: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_image, d_texts = (torch.zeros_like(x, dtype=wide(x.dtype)) if wanted else x for x in (image, texts))
-    loss, slope = (image.new_zeros((), dtype=torch.float64) for _ in range(2))
-    for i, j, scores, a, b in tiles(image, texts, scale, first, tile):
-        for part in scores.split(SLAB.get(image.device.type, SLAB["cuda"])):
-            part.add_(bias.to(part.dtype))
-            loss += F.softplus(part).sum().double()
+    kind, scale, bias, grid = wide(image.dtype), float(scale), float(bias), tiles(len(image), len(texts), tile)
+    d_image, d_texts = (torch.zeros_like(x, dtype=kind) if wanted else x for x in (image, texts))
+    sums = image.new_zeros(2, len(grid), dtype=torch.float64)  # of losses and of slopes, tile by tile
+
+    def add(buffer: Tensor, number: int, i: slice, j: slice) -> None:
+        a, b = image[i].to(kind), texts[j].to(kind)
+        scores = negatives(a, b, scale, first + i.start - j.start, buffer[: len(a), : len(b)])
+        for part in slabs(scores):
+            sums[0, number] += F.softplus(part.add_(bias)).sum()
             if wanted:
-                slope += part.sigmoid_().sum().double()
+                sums[1, number] += part.sigmoid_().sum()
         if wanted:
             d_image[i].addmm_(scores, b)
             d_texts[j].addmm_(scores.T, a)
-    return loss, slope, d_image, d_texts
+
+    tasks = [(number, *tile) for number, tile in enumerate(grid)]
+    room = partial(buffer, image, texts, tile)
+    shared(image.device, add, tasks, adds_to=lambda task: strips(task[1:]), scratch=room)
+    return *(total(x) for x in sums), d_image, d_texts

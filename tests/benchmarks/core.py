@@ -1,14 +1,16 @@
 """The core against plain PyTorch, open_clip, Liger and cut-cross-entropy: forward and backward, by turns, one process.
 
-    core.py cpu | gpu | encoder      writes notebooks/records/benchmarks/core_cpu.md, core_gpu.md, core_encoder.md
+    core.py cpu | busy | gpu | encoder      writes core_cpu.md, ... in notebooks/records/benchmarks
 
-The extra `bench` installs the competitors. `one_matrix` is the plain form of `mmkit.core.reference`. Times are medians
-with the 10th and 90th percentile; the ratio is the median of the ratios of single turns. CPU: processor seconds on one
-thread, wall seconds on more; memory is the growth of a fresh process's peak. GPU: events, the allocator's peak.
+`busy` is `cpu` beside another process that trains a network. The extra `bench` installs the competitors. `one_matrix`
+is the plain form of `mmkit.core.reference`. Times are medians with the 10th and 90th percentile; the ratio is the
+median of the ratios of single turns, and the least of them. CPU: processor seconds on one thread, wall seconds on more;
+memory is the growth of a fresh process's peak. GPU: events, the allocator's peak.
 """
 
 import argparse
 import datetime
+import os
 import platform
 import re
 import statistics
@@ -18,7 +20,6 @@ import time
 from contextlib import ExitStack
 from copy import deepcopy
 from importlib import metadata
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -65,6 +66,7 @@ def sigmoid_ways():
     theirs, bias = SigLipLoss(), -20.0
     return {
         "mmkit": lambda a, b, s: sigmoid_loss(a, b, s, bias),
+        "one_matrix": lambda a, b, s: reference.sigmoid_loss(a, b, s, bias),
         "open_clip SigLipLoss": lambda a, b, s: theirs(a, b, s, bias),
     }
 
@@ -72,7 +74,7 @@ def sigmoid_ways():
 def word_ways(target):
     ways = {
         "mmkit": lambda h, w: linear_cross_entropy(h, w, target),
-        "eager": lambda h, w: F.cross_entropy(F.linear(h, w).float(), target),
+        "one_matrix": lambda h, w: F.cross_entropy(F.linear(h, w).float(), target),
     }
     if hasattr(F, "linear_cross_entropy"):
         ways["torch native"] = lambda h, w: F.linear_cross_entropy(h, w, target)
@@ -130,14 +132,14 @@ def lines(what, taken, ways, floor=None, peaks=None):
             continue
         times = sorted(taken[name])
         low, high = (times[round(share * (len(times) - 1))] for share in (0.1, 0.9))
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(taken[name], taken["mmkit"]))
-        middle = statistics.median(times)
+        ratios = [theirs / ours for theirs, ours in zip(taken[name], taken["mmkit"])]
+        ratio, middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f})", statistics.median(times)
         over, peak = f"{middle / floor:.2f}" if floor else "", f"{peaks[name] / 1e6:,.0f}" if peaks else ""
         spread = f"{middle * 1e3:,.2f} ({low * 1e3:,.2f} to {high * 1e3:,.2f})"
-        yield f"| {what} | {name} | {spread} | {ratio:.2f} | {over} | {peak} |"
+        yield f"| {what} | {name} | {spread} | {ratio} | {over} | {peak} |"
 
 
-HEAD = "| case | way | ms (p10 to p90) | times mmkit's | over its floor | peak MB |\n|---|---|---|---|---|---|"
+HEAD = "| case | way | ms (p10 to p90) | times mmkit's (least) | over its floor | peak MB |\n|---|---|---|---|---|---|"
 
 
 def title(device):
@@ -149,7 +151,11 @@ def title(device):
     else:
         products = f"matrix products in float32 '{torch.get_float32_matmul_precision()}'"
         kind = f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
-        machine, packages = f"{kind}, {torch.get_num_threads()} thread(s), {products}", ("torch", "open_clip_torch")
+        load = f"load of the machine at the start {os.getloadavg()[0]:.1f}"
+        machine, packages = (
+            f"{kind}, {torch.get_num_threads()} thread(s), {products}, {load}",
+            ("torch", "open_clip_torch"),
+        )
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     made = f"mmkit {mmkit.__version__}, {versions}, Python {platform.python_version()}. Made by `core.py`."
     return f"# The core, {datetime.date.today()}\n\n{machine}; {made}\n"
@@ -172,9 +178,15 @@ def ranks_row(device="cpu", dtype=torch.float32):
     noise = torch.randn(25000, WIDTH, generator=torch.Generator(device).manual_seed(1), device=device)
     text = F.normalize(image[owner].float() + 0.25 * noise, dim=1).to(dtype)
     turns = 3 if device == "cpu" else 40
+
+    def one_matrix():
+        scores, right = image @ text.T, rows[:, None] == owner
+        return 1 + ((scores >= scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)) & ~right).sum(1)
+
     ways = {
         "one way": lambda: retrieval_ranks(image, text, rows, owner),
         "both ways": lambda: ranks_both_ways(image, text, owner),
+        "one_matrix, one way": one_matrix,
     }
     taken = []
     for name, work in ways.items():
@@ -191,32 +203,54 @@ def ranks_row(device="cpu", dtype=torch.float32):
 def on_cpu(options):
     yield from (title("cpu"), HEAD)
     # medium: products of bfloat16 added in float32, where the processor has them
-    for precision, n in product(("highest", "medium"), (4096, 8192)):
+    cases = [("highest", n) for n in (512, 1024, 2048, 4096, 8192)] + [("medium", 4096)]
+    for precision, n in cases:
         torch.set_float32_matmul_precision(precision)
-        yield from lines(
-            f"InfoNCE {n:,}, products {precision}",
-            race(infonce_ways(), pairs(n), device="cpu", turns=options.turns, warm=2),
-            infonce_ways(),
-        )
+        ways, turns = infonce_ways(), options.turns * (4 if n <= 2048 else 1)
+        yield from lines(f"InfoNCE {n:,}, {precision}", race(ways, pairs(n), device="cpu", turns=turns, warm=2), ways)
     torch.set_float32_matmul_precision("highest")
-    yield from lines(
-        "SigLIP 4,096", race(sigmoid_ways(), pairs(4096), device="cpu", turns=options.turns, warm=1), sigmoid_ways()
-    )
+    ways, turns = sigmoid_ways(), options.turns
+    yield from lines("SigLIP 4,096", race(ways, pairs(4096), device="cpu", turns=turns, warm=1), ways)
     inputs, target = tokens(1024)
-    yield from lines(
-        "linear cross-entropy, 1,024 tokens",
-        race(word_ways(target), inputs, device="cpu", turns=options.turns, warm=1),
-        word_ways(target),
-    )
-    yield "\n| peak memory of InfoNCE, MB | mmkit | open_clip ClipLoss | ratio |\n|---|---|---|---|"
-    for n in (8192, 16384):
-        command = [sys.executable, __file__, "memory", "--threads", str(options.threads), "--n", str(n), "--way"]
-        ours, theirs = (
-            int(subprocess.run([*command, way], check=True, capture_output=True, text=True).stdout) / 1e6
-            for way in ("mmkit", "open_clip ClipLoss")
-        )
-        yield f"| {n:,} | {ours:,.0f} | {theirs:,.0f} | 1/{theirs / ours:.1f} |"
+    ways = word_ways(target)
+    yield from lines("linear cross-entropy, 1,024", race(ways, inputs, device="cpu", turns=turns, warm=1), ways)
     yield "\n" + ranks_row()
+    if options.what == "busy":
+        return
+    yield "\n| peak memory of InfoNCE, MB | mmkit | one_matrix | open_clip ClipLoss | one_matrix's | ClipLoss's |"
+    yield "|---|---|---|---|---|---|"
+    for n in (1024, 8192, 16384):
+        command, found = [sys.executable, __file__, "memory", "--threads", str(options.threads), "--n", str(n)], []
+        for way in infonce_ways():
+            done = subprocess.run([*command, "--way", way], check=True, capture_output=True, text=True)
+            found.append(int(done.stdout) / 1e6)
+        sizes = " | ".join(f"{x:,.0f}" for x in found)
+        yield f"| {n:,} | {sizes} | {found[1] / found[0]:.1f} times | {found[2] / found[0]:.1f} times |"
+
+
+TRAINER = """
+import torch
+from torch import nn
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.LazyLinear(10))
+x, y = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+model(x)
+optimiser = torch.optim.AdamW(model.parameters())
+while True:
+    optimiser.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimiser.step()
+"""
+
+
+def on_busy_cpu(options):
+    """`on_cpu` while another process trains a small convolutional network on one thread."""
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER])
+    try:
+        time.sleep(10)  # its imports are over
+        yield from on_cpu(options)
+    finally:
+        trainer.kill()
 
 
 def ceilings():
@@ -330,7 +364,7 @@ def of_encoder(options):
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=["cpu", "gpu", "encoder", "memory"])
+    options.add_argument("what", choices=["cpu", "busy", "gpu", "encoder", "memory"])
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--turns", type=int, default=5)
     options.add_argument("--n", type=int, default=8192, help="of `memory`, which `cpu` starts for each cell")
@@ -340,10 +374,12 @@ def main():
     if options.what == "memory":
         return cpu_memory(options.way, options.n)
     made = []
-    for line in {"cpu": on_cpu, "gpu": on_gpu, "encoder": of_encoder}[options.what](options):
+    tables = {"cpu": on_cpu, "busy": on_busy_cpu, "gpu": on_gpu, "encoder": of_encoder}
+    for line in tables[options.what](options):
         print(line, flush=True)
         made.append(line)
-    (TABLES / f"core_{options.what}.md").write_text("\n".join(made) + "\n")
+    name = "core_cpu_busy.md" if options.what == "busy" else f"core_{options.what}.md"
+    (TABLES / name).write_text("\n".join(made) + "\n")
 
 
 if __name__ == "__main__":

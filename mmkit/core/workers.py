@@ -1,0 +1,130 @@
+"""Work shared out over threads of one core each: parallel over tiles, not inside them.
+
+A parallel region inside a matrix product waits for its slowest thread. Where another process takes a core now and then,
+hundreds of such regions wait hundreds of times. Here each thread computes whole tiles and takes the next one when it is
+done, so that a thread that lost its core holds up one tile, and threads meet once, at the end.
+"""
+
+import threading
+from _thread import start_new_thread
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import contextmanager
+
+import torch
+
+_here = threading.local()  # .threads: how many this thread's operations used outside of `one_thread`
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """0 to count in slices of this size; the last may be shorter."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def tiles(rows: int, columns: int, side: int) -> list[tuple[slice, slice]]:
+    """The tiles of a (rows, columns) matrix, along its diagonals: neighbours in the list share no row and no column."""
+    across, down = slices(columns, side), slices(rows, side)
+    grid = []
+    for shift in range(len(across)):
+        grid += [(i, across[(number + shift) % len(across)]) for number, i in enumerate(down)]
+    return grid
+
+
+def strips(tile: tuple[slice, slice]) -> tuple[Hashable, Hashable]:
+    """What a tile adds to: the sums of its rows and those of its columns."""
+    return ("rows", tile[0].start), ("columns", tile[1].start)
+
+
+def shared(device: torch.device, work: Callable, tasks: Sequence, *, adds_to=lambda task: (), scratch=tuple) -> None:
+    """Calls work(*scratch(), *task) for each task, on as many threads as PyTorch has here; returns when all are done.
+
+    Tasks that add to the same thing, which adds_to(task) names, run one after the other in their order in `tasks`: the
+    digits do not depend on the number of threads. What scratch() makes is made once a thread. Number of threads,
+    inference and gradient mode belong to each thread, so each helper sets its own. Helpers end with this call: a later
+    fork finds none. The first error is raised. On a GPU the caller, whose stream it is, works alone.
+    """
+    queue, helpers, inference = _Queue(tasks, adds_to), [], torch.is_inference_mode_enabled()
+
+    def help_out(ended: threading.Lock) -> None:
+        torch.get_num_threads()  # a thread's first question sets its number anew: it is asked before the number is set
+        torch.set_num_threads(1)
+        with torch.inference_mode(inference):
+            queue.work_off(work, scratch)
+        ended.release()
+
+    with one_thread():
+        try:
+            for _ in range(min(threads(device), len(tasks)) - 1):
+                ended = threading.Lock()
+                ended.acquire()
+                start_new_thread(help_out, (ended,))
+                helpers.append(ended)
+            queue.work_off(work, scratch)
+        finally:
+            queue.stop()
+            for ended in helpers:
+                ended.acquire()
+    if queue.error:
+        raise queue.error
+
+
+@contextmanager
+def one_thread():
+    """Inside, PyTorch's operations in this thread use no other. Only `shared` uses as many as there are outside."""
+    if hasattr(_here, "threads"):
+        yield
+        return
+    _here.threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_here.threads)
+        del _here.threads
+
+
+def threads(device: torch.device) -> int:
+    """How many threads `shared` has."""
+    return getattr(_here, "threads", 0) or torch.get_num_threads() if device.type == "cpu" else 1
+
+
+class _Queue:
+    """Tasks that wait, and what the running ones add to."""
+
+    def __init__(self, tasks: Sequence, adds_to: Callable):
+        self.tasks, self.adds_to = list(tasks), adds_to
+        self.busy, self.error, self.changed = set(), None, threading.Condition()
+
+    def work_off(self, work: Callable, scratch: Callable) -> None:
+        try:
+            with torch.no_grad():
+                given = scratch()
+                while (task := self.next()) is not None:
+                    work(*given, *task)
+                    self.finished(task)
+        except BaseException as error:
+            self.stop(error)
+
+    def next(self) -> tuple | None:
+        """The first task that adds to nothing which a running or an earlier task adds to; None when all are taken."""
+        with self.changed:
+            while self.tasks:
+                blocked = set(self.busy)
+                for place, task in enumerate(self.tasks):
+                    if blocked.isdisjoint(self.adds_to(task)):
+                        self.busy.update(self.adds_to(task))
+                        return self.tasks.pop(place)
+                    blocked.update(self.adds_to(task))
+                self.changed.wait()
+        return None
+
+    def finished(self, task: tuple) -> None:
+        with self.changed:
+            self.busy.difference_update(self.adds_to(task))
+            self.changed.notify_all()
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """No further task is begun."""
+        with self.changed:
+            self.error = self.error or error
+            self.tasks.clear()
+            self.changed.notify_all()
