@@ -143,7 +143,7 @@ def _curves(folder: Path | None) -> None:
     if folder and not find_spec("tensorboard"):
         raise MmkitError("--tensorboard needs TensorBoard: pip install -e '.[tensorboard]'")
     if folder:
-        os.environ["MMKIT_TENSORBOARD"] = str(folder.expanduser().absolute())
+        os.environ["MMKIT_TENSORBOARD"] = os.path.abspath(os.path.expanduser(folder))
 
 
 @runs.command("list")
@@ -380,6 +380,9 @@ def main() -> None:
     except MmkitError as error:
         print(f"mmkit: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader has seen enough: `mmkit runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except OSError as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)][-1]

@@ -48,6 +48,8 @@ class Parameter:
             value = float(value)
         if type(value) is not TYPES[kind] or (kind == "float" and not math.isfinite(value)):
             raise self._wrong(value)
+        if kind == "str" and any("\ud800" <= character <= "\udfff" for character in value):
+            raise MmkitError(f"parameter {self.name!r}: {value!r} holds half a character: write it in UTF-8")
         return value
 
     def _from_text(self, kind: str, text: str) -> object:

@@ -96,6 +96,8 @@ def test_values_take_the_declared_type(write, name, given, wanted):
         ("sizes", 64, "parameter 'sizes' is list[int] (default [64, 128]), got 64 of type int"),
         ("sizes", "64,x", "got 'x' of type str"),
         ("count", None, "got None of type NoneType"),
+        ("name", "\ud800", "parameter 'name': '\\ud800' holds half a character: write it in UTF-8"),
+        ("arms", "a, \udc80", "holds half a character"),
         ("cuont", 1, "07_made: unknown parameter 'cuont': did you mean 'count'?"),
     ],
 )

@@ -47,6 +47,19 @@ def test_a_folder_of_runs_belongs_to_the_plan_that_made_it(place):
             runner.run_plan(other, say=quiet, dry_run=dry_run)
     assert (place / "runs" / "base" / "plan.json").read_bytes() == before
     assert rows(runner.run_plan(mine, say=quiet)) == rows(made) == undisturbed([0])
+    with pytest.raises(MmkitError, match="or move that folder away"):
+        runner.run_plan(other.rename(place / "other.yaml"), say=quiet)
+    mine = mine.rename(place / "renamed.yaml")
+    assert rows(runner.run_plan(mine, say=quiet)) == rows(made), "the same plan, moved"
+    (place / "mine" / "plan.yaml").write_bytes(mine.read_bytes())
+    with pytest.raises(MmkitError, match="another plan of this name, .*renamed.yaml"):
+        runner.run_plan(place / "mine" / "plan.yaml", say=quiet)
+    mine = mine.rename(place / "mine" / "plan.yaml")
+    plan_file(place / "mine", stub, seeds=2)
+    with pytest.raises(MmkitError, match="another plan of this name"):
+        runner.run_plan(mine, say=quiet), "moved and changed at once"
+    plan_file(place / "mine", stub)
+    runner.run_plan(mine, say=quiet)
     plan_file(place / "mine", stub, seeds=2)
     assert rows(runner.run_plan(mine, workers=2, say=quiet)) == undisturbed([0, 1]), "a plan may change"
 
@@ -227,6 +240,15 @@ def test_an_edited_manifest_is_refused_and_written_anew(made, change, monkeypatc
     assert rows(again) == undisturbed([0, 1]) and again.manifest["declared"] > "2026"
     for path, data in content.items():
         path.write_bytes(data)
+
+
+def test_a_record_under_the_key_of_another_run_is_refused(made):
+    folder, content = made
+    one, other = (path for path in content if path.name == "record.json")
+    other.write_bytes(one.read_bytes())
+    with pytest.raises(MmkitError, match="holds the record of another run: remove that folder and run the plan again"):
+        batches.load(folder)
+    other.write_bytes(content[other])
 
 
 def fewer(path, name):

@@ -241,6 +241,8 @@ def test_a_key_is_of_code_parameters_and_profile(tmp_path, notebook):
         ({"name": "../x"}, {}, "name: String should match pattern"),
         ({}, {"seeds": 0}, "greater than or equal to 1"),
         ({}, {"timeout_s": -1}, "greater than 0"),
+        ({}, {"timeout_s": float("inf")}, "finite number"),
+        ({}, {"memory_gb": float("nan")}, "finite number|greater than 0"),
         ({}, {"parameters": {"shar": 1.0}}, "unknown parameter 'shar': did you mean 'share'"),
         ({}, {"parameters": {"seed": 1.5}}, "parameter 'seed' is int .default 0., got 1.5 of type float"),
         ({}, {"grid": {"share": ["much"]}}, "parameter 'share' is float .default 0.5., got 'much' of type str"),

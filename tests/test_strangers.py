@@ -56,6 +56,17 @@ def test_output_is_shown_in_any_encoding(tmp_path, mmkit, encoding):
     assert done.returncode == 2 and "Traceback" not in done.stderr and r"\u4e2d" in done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    folder = tmp_path / "runs" / "many"
+    folder.mkdir(parents=True)
+    runs = [{"key": f"{number:016x}", "label": "x" * 200} for number in range(2000)]
+    (folder / "plan.json").write_text(json.dumps({"runs": runs}))
+    command = f"{sys.executable} -m mmkit.cli runs list many | head -n 1"
+    environment = os.environ | {"MMKIT_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("to do") and done.stderr == ""
+
+
 def test_a_stream_that_is_none_of_the_systems_is_left_alone():
     assert terminal.fit(None) is None
 
@@ -188,6 +199,10 @@ def test_a_loop_of_links_is_one_line(tmp_path, mmkit):
         done = mmkit(*command, MMKIT_RUNS=str(tmp_path / "a"))
         assert done.returncode == 2 and "Traceback" not in done.stderr, (command, done.stderr)
         assert "MMKIT_RUNS" in done.stderr and len(done.stderr.splitlines()) == 1
+    for command in (("reproduce", tmp_path / "loop.yaml"), ("run", tmp_path / "loop.ipynb")):
+        command[1].symlink_to(command[1])
+        done = mmkit(*command, MMKIT_RUNS=str(tmp_path / "runs"))
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     done = mmkit("doctor", MMKIT_RUNS=str(tmp_path / "a"))
     assert done.returncode == 1 and "BROKEN" in done.stdout and "MMKIT_RUNS" in done.stdout
 

@@ -6,6 +6,7 @@ when the results are read; whoever recomputes the digests too is beyond what a f
 
 import hashlib
 import json
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def load(folder: Path) -> Batch:
 def _load_run(folder: Path) -> tuple[dict, list[records.Result]]:
     header = read_json(folder / "record.json")
     records.check_schema(header, folder / "record.json")
+    if header.get("key", folder.name) != folder.name:
+        raise MmkitError(f"{folder} holds the record of another run: remove that folder and run the plan again")
     found = records.read(folder) if header["results"] else []
     if "sha256" in header:  # records of older versions hold none
         records.check_digests(folder, header["sha256"])
@@ -133,7 +136,7 @@ def write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list
     asked = {
         "schema": records.SCHEMA,
         "plan": plan.model_dump(),
-        "file": str(file) if file else old.get("file"),
+        "file": _origin(file) if file else old.get("file"),
         "claims": declared,
         "runs": [
             {"key": run.key, "label": run.label, "data_hash": run.data_hash, "parameters": run.parameters}
@@ -149,18 +152,29 @@ def write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list
 
 
 def check_owner(folder: Path, plan: Plan, file: Path | None) -> None:
-    """A folder of runs belongs to the plan that made it. Raises: MmkitError when another plan of this name comes."""
-    remedy = "give your plan another name"
-    kits = (paths.notebooks() / "plans" / f"{plan.name}.yaml").resolve()
-    if not file or file == kits:
+    """A folder of runs belongs to the plan that made it. Raises: MmkitError when another plan of this name comes.
+
+    file: where the plan is written down; None for a plan made in Python, which nobody can tell from another.
+    """
+    if not file:
         return
-    owner = None
+    old = {}
     with suppress(MmkitError):  # none yet, or damaged
-        owner = read_json(folder / "plan.json").get("file")
-    if owner and owner != str(file):
+        old = read_json(folder / "plan.json")
+    owner, comes = old.get("file"), _origin(file)
+    moved = owner and not os.path.exists(owner) and old.get("plan") == plan.model_dump()
+    if owner and owner != comes and not moved:
+        remedy = "give your plan another name, or move that folder away"
         raise MmkitError(f"{folder} holds the runs of another plan of this name, {owner}: {remedy}")
-    if not owner and kits.is_file():
-        raise MmkitError(f"{file} says 'name: {plan.name}', which is the name of a plan of this kit: {remedy}")
+    if comes == str(file) and (paths.notebooks() / "plans" / f"{plan.name}.yaml").is_file():
+        taken = f"{file} says 'name: {plan.name}', which is the name of a plan of this kit"
+        raise MmkitError(f"{taken}: give your plan another name")
+
+
+def _origin(file: Path) -> str:
+    """Where a plan is from: a plan of the kit is the same in every clone."""
+    kits = file.parent == Path(os.path.realpath(paths.notebooks() / "plans"))
+    return f"notebooks/plans/{file.name}" if kits else str(file)
 
 
 def publish(batch: Batch, folder: Path) -> None:

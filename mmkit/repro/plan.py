@@ -35,8 +35,8 @@ class Entry(BaseModel):
     parameters: dict[str, object] = {}
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[int], Field(min_length=1)] | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 1800
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800
+    memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class Plan(BaseModel):
@@ -54,18 +54,18 @@ def plan_file(name: str | Path) -> Path:
     """The file of a plan by its name (in `notebooks/plans/`) or its path. Raises: MmkitError for an unknown name."""
     path, folder = Path(name), paths.notebooks() / "plans"
     if path.suffix in (".yaml", ".yml"):
-        return path.resolve()
+        return Path(os.path.realpath(path))
     path = folder / f"{name}.yaml"
     if not re.fullmatch(paths.NAME, str(name)) or not path.is_file():
         raise unknown("plan", str(name), (file.stem for file in folder.glob("*.yaml")))
-    return path.resolve()
+    return Path(os.path.realpath(path))
 
 
 def read_plan(name: str | Path) -> Plan:
     """A plan by its name or its path. Raises: MmkitError with the key or name at fault."""
     path = plan_file(name)
     plan = read_model(path, Plan)
-    if plan.name != path.stem and path.parent == (paths.notebooks() / "plans").resolve():
+    if plan.name != path.stem and path.parent == Path(os.path.realpath(paths.notebooks() / "plans")):
         fault = f"{path.name} says 'name: {plan.name}', so its runs would go among those of that plan"
         raise MmkitError(f"{fault}: write 'name: {path.stem}', or rename the file")
     return plan
@@ -130,6 +130,7 @@ def _runs(plan: Plan, entry: Entry, axes: dict, code: str, contents: dict, prepa
     overrides = notebooks.profile_overrides(path.stem, plan.profile, root=path.parent)
     cells = [cell["source"] for cell in notebooks.code_cells(notebooks.read(path))]
     curves = os.environ.get("MMKIT_TENSORBOARD")
+    folder = os.path.abspath(os.path.expanduser(curves)) if curves else None
     for values in product(*axes.values()):
         varied = dict(zip(axes, values, strict=True))
         parameters = notebooks.merged(path.stem, declared, overrides, entry.parameters | varied)
@@ -139,7 +140,7 @@ def _runs(plan: Plan, entry: Entry, axes: dict, code: str, contents: dict, prepa
             contents[data] = _content(data, prepare=prepare) if data else None
         key = _key(cells, parameters, plan.profile, code, contents[data])
         label = " ".join([path.stem, *(f"{name}={value}" for name, value in varied.items())])
-        log = str(Path(curves).expanduser().absolute() / f"{_file_name(label)}-{key[:8]}") if curves else None
+        log = os.path.join(folder, f"{_file_name(label)}-{key[:8]}") if folder else None
         yield Planned(
             key=key,
             notebook=str(path),

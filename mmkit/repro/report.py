@@ -75,7 +75,7 @@ def export(
     values = {"plan": name, "runs_dir": str(folder.parent)}
     notebooks.execute(paths.notebooks() / f"{NOTEBOOK}.ipynb", executed, values, profile=asked["profile"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(executed, title=asked["title"]), encoding="utf-8")
+    out.write_text(page(executed, title=asked["title"]), encoding="utf-8", errors="backslashreplace")
     return out
 
 
