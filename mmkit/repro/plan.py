@@ -141,17 +141,9 @@ def _runs(plan: Plan, entry: Entry, axes: dict, code: str, contents: dict, prepa
         key = _key(cells, parameters, plan.profile, code, contents[data])
         label = " ".join([path.stem, *(f"{name}={value}" for name, value in varied.items())])
         log = os.path.join(folder, f"{_file_name(label)}-{key[:8]}") if folder else None
-        yield Planned(
-            key=key,
-            notebook=str(path),
-            parameters=parameters,
-            profile=plan.profile,
-            data_hash=contents[data],
-            timeout_s=entry.timeout_s,
-            memory_gb=entry.memory_gb,
-            label=label,
-            tensorboard=log,
-        )
+        what = {"notebook": str(path), "parameters": parameters, "profile": plan.profile, "data_hash": contents[data]}
+        limits = {"timeout_s": entry.timeout_s, "memory_gb": entry.memory_gb}
+        yield Planned(key=key, **what, **limits, label=label, tensorboard=log)
 
 
 def _file_name(label: str) -> str:

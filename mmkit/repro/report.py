@@ -97,36 +97,30 @@ def verdicts(batch: Batch) -> list[Verdict]:
     return evaluate(claims, batch.results, declared=read_claims(), incomplete=not batch.complete)
 
 
-def effect_text(verdict: Verdict, *, bare: bool = False) -> str:
+def effect_text(verdict: Verdict) -> str:
     """Effect and interval in the claim's unit, `+0.034 [+0.010, +0.058] accuracy`; on the log2 scale as a ratio."""
     if verdict.estimate is None:
         return "no result"
     values = (verdict.estimate.effect, verdict.estimate.low, verdict.estimate.high)
-    unit = "" if bare else f" {verdict.claim.unit.removeprefix('log2 ')}"
     if verdict.claim.scale == "log2":
         effect, low, high = (f"{2**value:.3g}" for value in values)
-        return f"x{effect} [{low}, {high}]{unit}"
+        return f"x{effect} [{low}, {high}] {verdict.claim.unit.removeprefix('log2 ')}"
     plain = 0.0095 < max(map(abs, values)) < 100
     effect, low, high = (f"{value:+.3f}" if plain else f"{value:+.2g}" for value in values)
-    return f"{effect} [{low}, {high}]" + ("" if bare else f" {verdict.claim.unit}")
+    return f"{effect} [{low}, {high}] {verdict.claim.unit}"
 
 
 def forest_rows(found: Sequence[Verdict]) -> list[dict]:
     """What `mmkit.teach.plots.forest` draws: the claims that have an estimate."""
-    return [
-        {
-            "label": f"{verdict.claim.id}  {textwrap.shorten(verdict.claim.statement, 44, placeholder=' ...')}",
-            "effect": verdict.estimate.effect,
-            "low": verdict.estimate.low,
-            "high": verdict.estimate.high,
-            "smallest_effect": verdict.claim.smallest_effect,
-            "sign": verdict.claim.sign,
-            "verdict": verdict.verdict,
-            "text": f"{verdict.verdict}  {effect_text(verdict)}",
-        }
-        for verdict in found
-        if verdict.estimate is not None
-    ]
+    rows = []
+    for verdict in found:
+        claim, estimate = verdict.claim, verdict.estimate
+        if estimate is not None:
+            label = f"{claim.id}  {textwrap.shorten(claim.statement, 44, placeholder=' ...')}"
+            about = {"label": label, "verdict": verdict.verdict, "text": f"{verdict.verdict}  {effect_text(verdict)}"}
+            effect = {"effect": estimate.effect, "low": estimate.low, "high": estimate.high}
+            rows.append(about | effect | {"smallest_effect": claim.smallest_effect, "sign": claim.sign})
+    return rows
 
 
 def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
