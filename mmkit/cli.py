@@ -362,7 +362,7 @@ def labs_grade(
     graded = labs.grade(notebooks.resolve(file).stem, course or _course(), image=container)
     print(labs.table(graded.scores))
     for text in (*graded.problems, *graded.notes):
-        print(text, err=True)
+        typer.echo(printable(text), err=True)
     raise typer.Exit(bool(graded.problems))
 
 

@@ -147,7 +147,7 @@ def guesses(sentence, count=3):
 
 for sentence in (texts[0], texts[-1]):
     hidden = sentence.split()[len(sentence.split()) // 2]
-    broken = sentence.replace(f" {hidden} ", " [mask] ", 1)
+    broken = f" {sentence} ".replace(f" {hidden} ", " [mask] ", 1).strip()
     likeliest = ", ".join(f"{word} {chance:.2f}" for word, chance in guesses(broken))
     print(f"{broken}   ({hidden})\n   {likeliest}")
 
