@@ -20,6 +20,10 @@ def linear_layers(module: nn.Module) -> list[str]:
 
 def _require(module: nn.Module, targets: Sequence[str]) -> None:
     there = linear_layers(module)
+    if any("lora_" in name or "adapter_" in name for name, _ in module.named_parameters()):
+        raise MmkitError(
+            f"{type(module).__name__} has adapters already: merge(model) them first, or add them once, to all targets"
+        )
     if not there:
         raise MmkitError(
             f"{type(module).__name__} has no linear layer that an adapter could go into: name another part"

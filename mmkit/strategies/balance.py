@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mmkit.strategies.strategy import Fitting, single
 from mmkit.training import Batch, Objective, seeded, stream
+from mmkit.training.objectives import weighted
 
 # Nats. A smaller gap between training and validation is taken for noise, or what learns nothing would weigh most.
 FLOOR = 0.1
@@ -41,7 +42,8 @@ def unimodal_losses(objective: Objective, fitting: Fitting) -> Objective:
         joint = objective(model, replace(batch, inputs=encoded))
         own = 0.0
         for modality, x in encoded.items():
-            own = own + weights[modality] * F.cross_entropy(model.own_heads[modality](x.summary), batch.target)
+            logits = model.own_heads[modality](x.summary)
+            own = own + weights[modality] * weighted(logits, batch.target, batch.weight)
         return weights["joint"] * joint + own
 
     return loss
@@ -113,9 +115,8 @@ def blended(fitting: Fitting) -> None:
     sources = {"joint": "scratch"} | {modality: single(modality) for modality in fitting.model.modalities}
     losses = {}
     for source, strategy in sources.items():
-        run = fitting.fit(strategy, evaluate=("val",))
+        run = fitting.fit(strategy, name=f"measure {source}", evaluate=("val",))
         losses[source] = end_losses(fitting, run.model)
-        fitting.cost.phases |= {f"measure {source}/{name}": phase for name, phase in run.cost.phases.items()}
     add_unimodal_heads(fitting)
     fitting.settings["weights"] = blend_weights(losses, len(fitting.task.classes))
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mmkit.data import cached
 from mmkit.models.encoded import Encoded
-from mmkit.strategies.start import digest, installed, sources
+from mmkit.models.identity import digest, structure
+from mmkit.strategies.start import installed, sources
 from mmkit.training import Loader, Phase, encode_all, flops_of
 
 
@@ -45,6 +46,7 @@ def _encode(
         "modality": modality,
         "code": sources(),
         "weights": digest(encoder),
+        "encoder": structure(encoder),
         "tokens": tokens,
         "entries": entries.tolist(),
     }

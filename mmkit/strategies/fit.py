@@ -1,5 +1,7 @@
 """One strategy, trained once with one seed: `fit`."""
 
+import math
+import re
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from mmkit.errors import MmkitError
+from mmkit.models.identity import fingerprint
 from mmkit.strategies.arms import arm
 from mmkit.strategies.encoders import Encoders, tokenizer
 from mmkit.strategies.ensembles import Combination
@@ -61,6 +64,8 @@ def fit(
     that is not finite.
     """
     strategy = arm(strategy) if isinstance(strategy, str) else strategy
+    if batch < 1 or not (lr is None or 0 < lr < math.inf):
+        raise MmkitError(f"batch is 1 or more and lr above 0, got batch={batch} and lr={lr}: leave them out")
     options = {"seed": seed, "encoders": encoders, "batch": batch}
     if isinstance(strategy, Combination):
         return strategy.fit(fit, task, budget=budget, lr=lr, evaluate=evaluate, **options)
@@ -207,6 +212,7 @@ def _checkpoint(folder, strategy: Strategy, stage: Stage, fitting: Fitting, step
     about = {
         "code": sources("core", "data", "models", "metrics", "training", "strategies", "tasks"),
         "strategy": strategy.name,
+        "definition": fingerprint([strategy, type(fitting.task), fitting.encoders.others]),
         "stage": stage.name,
         "steps": steps,
         "task": [fitting.task.name, fitting.task.settings()],
@@ -217,7 +223,8 @@ def _checkpoint(folder, strategy: Strategy, stage: Stage, fitting: Fitting, step
         "lr": fitting.lr,
         "batch": fitting.batch,
     }
-    return Checkpoint(Path(folder) / f"{strategy.name}-{stage.name}.safetensors", about)
+    name = re.sub(r"[^\w.=+-]+", "_", f"{strategy.name}-{stage.name}")  # a name must not lead out of the folder
+    return Checkpoint(Path(folder) / f"{name}.safetensors", about)
 
 
 def _result(

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 import mmkit
 from mmkit.data import Dataset, cached
-from mmkit.errors import MmkitError
+from mmkit.errors import MmkitError, unknown
+from mmkit.models.identity import digest, hash_of, is_installed, structure
 from mmkit.strategies.encoders import Encoders
 from mmkit.strategies.strategy import Strategy
 from mmkit.training import Part, Phase, seeded
 from mmkit.training.pretext import pretrain
 from mmkit.training.views import cut
-
-INSTALLED = ("mmkit.", "torch.", "timm.", "transformers.", "torchvision.", "peft.")
 
 
 def start(
@@ -34,6 +33,10 @@ def start(
             "encoders small"
         )
     own = task.own_parts(words)
+    if not isinstance(strategy.start, str):
+        for name in strategy.start:
+            if name not in task.modalities and name not in own:
+                raise unknown(f"modality in the start of {strategy.name!r}", name, {*task.modalities, *own})
     parts = {name: own.get(name) or _part(encoders, name, words) for name in dict.fromkeys((*used, *own))}
     modules, phases = {}, {}
     for name, part in parts.items():
@@ -78,7 +81,7 @@ def pretrained_in_place(
         "what": "pretrained part",
         "code": sources(),
         "pool": content,
-        "task": repr(pretext),
+        "task": structure(pretext),
         "weights": digest(pretext),
         **options,
     }
@@ -108,7 +111,7 @@ def pool(task, modality: str, words, *, role: str | None = None) -> tuple[Callab
     if modality in dataset.arrays:
         rows = rows[dataset.array_rows(modality)[rows] >= 0]
         inputs = dataset.read(modality, rows)
-        return lambda part: dataset.read(modality, rows[part.numpy()]), len(rows), _hash(inputs)
+        return lambda part: dataset.read(modality, rows[part.numpy()]), len(rows), hash_of(inputs)
     key = (dataset.content, task.language, role, words)
     if key not in _pool_ids:
         roles = [role] if role else sorted(dataset.texts["role"].unique())
@@ -117,7 +120,7 @@ def pool(task, modality: str, words, *, role: str | None = None) -> tuple[Callab
             texts += dataset.texts_of(rows, role=each, language=task.language)[0]
         _pool_ids[key] = words(texts)
     ids = _pool_ids[key]
-    return lambda part: cut(ids[part]), len(ids), _hash(ids)
+    return lambda part: cut(ids[part]), len(ids), hash_of(ids)
 
 
 @cache
@@ -133,17 +136,4 @@ def sources(*rooms: str) -> str:
 def installed(module: nn.Module) -> bool:
     """Whether the code of every part of a module is an installed package's, so that `sources` knows it; a class of a
     notebook may change any time."""
-    return all(f"{type(part).__module__}.".startswith(INSTALLED) for part in module.modules())
-
-
-def digest(module: nn.Module) -> str:
-    """A hash of a module's weights."""
-    return _hash(*(value for _, value in sorted(module.state_dict().items())))
-
-
-def _hash(*tensors: Tensor) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    return all(is_installed(type(part)) for part in module.modules())

@@ -18,6 +18,11 @@ STARTS = ("random", "pretrained")
 PRECISIONS = ("float32", "bfloat16")
 
 
+def _require_tuple(values: object, kind: type, what: str, example: str) -> None:
+    if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
+        raise MmkitError(f"{what} are a tuple, for example {example}, got {values!r}")
+
+
 @dataclass
 class Fitting:
     """A run while it is being made: what the callables of a strategy are given.
@@ -41,10 +46,12 @@ class Fitting:
     objective: Objective | None = None
     refit: Callable | None = None
 
-    def fit(self, strategy: "Strategy | str", **options):
+    def fit(self, strategy: "Strategy | str", *, name: str | None = None, **options):
         """Another strategy, trained on the same pairs, seed and budget: a teacher, an expert, something to measure
-        against. Returns its `Run`."""
-        return self.refit(strategy, self.task, **options)
+        against. Returns its `Run`; what it cost is counted here, under `name` or its own."""
+        run = self.refit(strategy, self.task, **options)
+        self.cost.phases |= {f"{name or run.arm}/{phase}": cost for phase, cost in run.cost.phases.items()}
+        return run
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +85,10 @@ class Stage:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        _require_tuple(self.groups, Group, f"groups of the stage {self.name!r}", "groups=(Group('head.*'),)")
+        for name in ("wrap", "hooks", "order", "schedule"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise MmkitError(f"{name} of the stage {self.name!r} is not a function: {name}=lambda fitting: ...")
         if not self.groups or self.share <= 0 or self.lr <= 0:
             raise MmkitError(
                 f"the stage {self.name!r} needs a group and share and lr above 0, got {self.groups}, {self.share} and "
@@ -117,6 +128,8 @@ class Strategy:
     pretrains: bool = False
 
     def __post_init__(self):
+        _require_tuple(self.stages, Stage, f"stages of {self.name!r}", "stages=(Stage('joint'),)")
+        _require_tuple(self.transforms, Callable, f"transforms of {self.name!r}", "transforms=(noise,)")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise MmkitError(f"the strategy {self.name!r} needs stages with names of their own, got {names}")

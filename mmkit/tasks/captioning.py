@@ -17,6 +17,7 @@ from mmkit.models.captioner import DECODERS, END, Captioner
 from mmkit.models.decoding import Beams, beam_search
 from mmkit.tasks.base import Task
 from mmkit.training import Batch, Loader, View, seeded, text_view
+from mmkit.training.objectives import require_equal_weights
 from mmkit.training.pretext import NextWord, Part
 
 COLOUR, SHAPE = "red|green|blue|yellow|purple|cyan", "circle|square|cross|diamond"
@@ -95,6 +96,7 @@ class Captioning(Task):
         return text_view(self.dataset, self.words, role=self.role, language=self.language)
 
     def objective(self, model: Captioner, batch: Batch) -> Tensor:
+        require_equal_weights(batch, "the loss of captioning")
         return model(batch.inputs, batch.target, label_smoothing=self.label_smoothing)
 
     def say(

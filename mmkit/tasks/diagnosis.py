@@ -108,7 +108,7 @@ def resplit(dataset: Dataset, label: str, seed: int) -> Dataset:
     """The same set, its paired patients dealt out anew to train, val and test: those who ever have the label (1), and
     the others, in equal shares. Pools keep nobody who is evaluated."""
     other = Dataset(dataset.root, dataset.card)
-    other.items, other.texts, other.content = dataset.items.copy(), dataset.texts, dataset.content
+    other.items, other.texts = dataset.items.copy(), dataset.texts
     items = other.items
     paired = items["split"].isin(["train", "val", "test"])
     sick = items["group"].isin(items["group"][paired & (items[label] == 1)])
@@ -117,4 +117,5 @@ def resplit(dataset: Dataset, label: str, seed: int) -> Dataset:
         items.loc[part, "split"] = split_by_hash(patients, val=0.15, test=0.35)
     held = items["group"].isin(items["group"][items["split"].isin(["val", "test"])])
     items.loc[held & items["split"].str.startswith("pool"), "split"] = "left_out"
+    other.content = hashlib.sha256("\n".join([dataset.content, *items["split"]]).encode()).hexdigest()
     return other

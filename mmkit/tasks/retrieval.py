@@ -15,6 +15,7 @@ from mmkit.metrics import Score, mean_average_precision, retrieval_scores
 from mmkit.models import DualEncoder
 from mmkit.tasks.base import Task
 from mmkit.training import Batch, Loader, Phase, flops_of, seeded, stream
+from mmkit.training.objectives import require_equal_weights
 
 LOSSES = ("infonce", "sigmoid", "hinge", "hardest")
 NEIGHBOURS = 20
@@ -73,6 +74,7 @@ class Retrieval(Task):
         return model
 
     def objective(self, model: DualEncoder, batch: Batch) -> Tensor:
+        require_equal_weights(batch, f"the loss {self.loss!r}")
         image, text = model(batch.inputs).values()
         if self.loss == "infonce":
             return contrastive_loss(image, text, 1 / self.temperature if self.temperature else model.logit_scale)

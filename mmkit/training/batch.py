@@ -146,6 +146,9 @@ class Loader:
         if generator is not None:
             for transform in self.transforms:
                 batch = transform(batch, generator)
+                if not isinstance(batch, Batch):
+                    name = getattr(transform, "__name__", type(transform).__name__)
+                    raise MmkitError(f"the transform {name} gave a {type(batch).__name__}: return the batch")
         return batch
 
     def input(self, modality: str, rows: Tensor) -> Tensor | Encoded:

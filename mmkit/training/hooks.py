@@ -18,7 +18,11 @@ MOMENTS = ("before_step", "after_backward", "after_step", "after_check")
 
 def check(hooks: Sequence[object]) -> None:
     """Raise MmkitError for a hook that has no method of a known name."""
+    if not isinstance(hooks, Sequence):
+        raise MmkitError(f"hooks are a list, got one {type(hooks).__name__}: put it in brackets, [hook]")
     for hook in hooks:
+        if isinstance(hook, type):
+            raise MmkitError(f"the hook {hook.__name__} is a class: make one, {hook.__name__}()")
         if not any(callable(getattr(hook, moment, None)) for moment in MOMENTS):
             raise MmkitError(
                 f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a "
@@ -45,7 +49,7 @@ class EarlyStopping:
     def after_check(self, state) -> None:
         scores = [entry["validation"] for entry in state.history]
         since_best = len(scores) - 1 - scores.index(max(scores))
-        state.stop = since_best >= self.patience
+        state.stop |= since_best >= self.patience  # another hook may have stopped already
 
 
 class Unfreeze:

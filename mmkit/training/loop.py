@@ -43,6 +43,13 @@ class State:
     def trained_changed(self) -> None:
         """Parameters were frozen or thawed: list them, set the parts' modes, and count a step's FLOPs anew."""
         set_modes(self.model)
+        learning = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in learning:
+                remedy = f"name it there, for example Group({name.split('.')[0] + '.*'!r})"
+                raise MmkitError(
+                    f"{name!r} was thawed and no group of the training has it, so it would not learn: {remedy}"
+                )
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.recount = True
 
@@ -96,6 +103,7 @@ def train(
             with flop_counter() if counting else nullcontext() as counter:
                 with autocast():
                     state.loss = (objective if counting else fast)(model, next(batches))
+                _require_scalar(state, where)
                 state.loss.backward()
             phase.add_step(state.trained, float(counter.get_total_flops()) if counting else None)
             state.recount = False
@@ -107,17 +115,16 @@ def train(
             moments.call(hooks, "after_step", state)
             optimizer.zero_grad(set_to_none=True)
 
-            if state.step in check_at:
+            if state.step in check_at or (state.stop and validate):
                 phase.seconds += time.perf_counter() - started
                 _check(state, validate, keep_best=keep_best, where=where)
                 moments.call(hooks, "after_check", state)
                 if checkpoint:
                     checkpoint.keep(state, phase, batches)
-                if state.stop:
-                    break
                 started = time.perf_counter()
-        else:
-            phase.seconds += time.perf_counter() - started
+            if state.stop:
+                break
+        phase.seconds += time.perf_counter() - started
     if state.best_weights is not None:
         model.load_state_dict(state.best_weights)
     return phase, state.history
@@ -131,6 +138,14 @@ def set_modes(model: nn.Module) -> None:
         parameters = list(part.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             part.eval()
+
+
+def _require_scalar(state: State, where: str) -> None:
+    loss = state.loss
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        given = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        remedy = "return one number that depends on the model, for example losses.mean()"
+        raise MmkitError(f"the objective of {where} gave {given} without a gradient or of many numbers: {remedy}")
 
 
 def _require_finite(state: State, where: str) -> None:

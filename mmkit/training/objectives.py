@@ -26,10 +26,21 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
             f"cross-entropy of logits {tuple(logits.shape)} needs targets ({len(logits)},), got {given}: check the "
             "loader's target"
         )
-    if batch.weight is None:
-        return F.cross_entropy(logits, batch.target)
-    losses = F.cross_entropy(logits, batch.target, reduction="none")
-    return (batch.weight * losses).sum() / batch.weight.sum()
+    return weighted(logits, batch.target, batch.weight)
+
+
+def weighted(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean cross-entropy, weighted by item where weights (B,) are given; 0 where all of them are 0."""
+    if weight is None:
+        return F.cross_entropy(logits, target)
+    losses = F.cross_entropy(logits, target, reduction="none")
+    return (weight * losses).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def require_equal_weights(batch: Batch, loss: str) -> None:
+    """Raise MmkitError where a loss would leave the items' weights unread."""
+    if batch.weight is not None:
+        raise MmkitError(f"{loss} does not weigh items: leave the loader's weight out, or write an objective that does")
 
 
 def distilled(objective: Objective, teacher: nn.Module, *, alpha: float = 0.5, temperature: float = 2.0) -> Objective:
@@ -85,8 +96,12 @@ def mutual(models: nn.ModuleDict, batch: Batch) -> Tensor:
     """Each of several models learns from the labels and from the others' present opinion (arXiv 1706.00384).
 
     The sum over models of cross-entropy plus the mean of KL(other || self); the other is a constant in it."""
-    if len(models) < 2:
-        raise MmkitError(f"mutual learning needs two models or more, got {len(models)}: give an nn.ModuleDict of them")
+    count = len(models) if isinstance(models, nn.ModuleDict) else 1
+    if count < 2:
+        raise MmkitError(
+            f"mutual learning needs two models or more, got {count}: give an nn.ModuleDict of them to train"
+        )
+    require_equal_weights(batch, "mutual learning")
     opinions = {name: F.log_softmax(model(batch.inputs), 1) for name, model in models.items()}
     total = 0.0
     for name, opinion in opinions.items():
@@ -103,6 +118,9 @@ def multi_task(weights: Mapping[str, float]) -> Objective:
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         logits = model(batch.inputs)
+        if not isinstance(logits, Mapping) or not isinstance(batch.target, Mapping):
+            raise MmkitError("multi_task needs a model and a target that give one tensor a task, as a dict by name")
+        require_equal_weights(batch, "multi_task")
         total = 0.0
         for name, weight in weights.items():
             if name not in logits or name not in batch.target:
