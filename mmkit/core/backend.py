@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmkit.core.workers import one_thread
-
 BACKENDS = ("auto", "torch", "triton")
 # Rows a power of two apart share the cache's sets, which makes a product with the transpose a tenth slower.
 PAD = 16  # numbers between the rows of a tile
@@ -87,13 +85,12 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def operator(function):
     """Registers `function` as torch.ops.mmkit.NAME, which torch.compile takes as one step.
 
-    Inside, autocast is off, and operations are not parallel: see `workers`. Not by `torch.library.custom_op`, whose
-    first call imports the compiler.
+    Autocast is off inside. Not by `torch.library.custom_op`, whose first call imports the compiler.
     """
     name = f"mmkit::{function.__name__}"
 
     def run(x: Tensor, *arguments):
-        with torch.autocast(x.device.type, enabled=False), one_thread():
+        with torch.autocast(x.device.type, enabled=False):
             return function(x, *arguments)
 
     torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))

@@ -8,13 +8,14 @@ thread. Where all exponentials fit the memory of a tile, they are kept: 6 N^2 D 
 """
 
 from collections import Counter
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmkit.core.backend import PAD, choose, dots, finite, first_derivatives, operator, pairs, scalar, total, wide
 from mmkit.core.distributed import LN2, gathered, largest, logsumexp2, rank_and_size, scattered, summed
-from mmkit.core.workers import shared, strips, tiles
+from mmkit.core.workers import one_thread, shared, strips, tiles
 
 # Shorter runs round less. Matrix libraries cut runs of 2 * DEPTH and more themselves.
 DEPTH = 256  # terms of a dot product that are added in one go
@@ -27,7 +28,13 @@ def side(columns: int, device: torch.device) -> int:
     """Side of a tile: large enough for matrix products, small enough for the cache and for a fair share of tiles."""
     if device.type != "cpu":
         return 4096
-    return 256 if columns <= 512 else 512 if columns <= 4096 else 1024
+    return 512 if columns <= 4096 else 1024
+
+
+def _tile(image: Tensor) -> int:
+    """As `side`, but small batches are one tile: done before another thread is awake, so parallel inside."""
+    small = image.device.type == "cpu" and len(image) ** 2 <= KEPT
+    return len(image) if small else side(len(image), image.device)
 
 
 def contrastive_loss(
@@ -43,7 +50,7 @@ def contrastive_loss(
     not match, and on the CPU for NaN or infinity. A GPU is not waited for: there the loss is NaN.
     """
     image, text = pairs("contrastive_loss", image, text)
-    scale, tile = scalar(logit_scale, image, "logit_scale"), tile or side(len(image), image.device)
+    scale, tile = scalar(logit_scale, image, "logit_scale"), tile or _tile(image)
     return finite(_InfoNCE.apply(image, text, scale, choose(image, backend).name, tile, group)[0], "contrastive_loss")
 
 
@@ -202,7 +209,8 @@ def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: in
     kind, unit = wide(image.dtype), float(unit)
     rows, columns = (image.new_full((n,), -torch.inf, dtype=torch.float64) for n in (len(image), len(texts)))
     positive, (kept, kept_shift) = torch.empty_like(rows), _unkept(image, texts, "torch")
-    bound = unit * float(_longest(image)) * float(_longest(texts))
+    with one_thread():
+        bound = unit * float(_longest(image)) * float(_longest(texts))
     # Up to a bound that covers unit vectors at scale 100, one shift serves all tiles. A whole number does not round.
     shift = max(0.0, bound // 1 - 115) if bound < 160 else torch.nan
     outside = []
@@ -224,7 +232,8 @@ def _torch_sums(image: Tensor, texts: Tensor, unit: Tensor, first: int, tile: in
         positive[here] = dots(image[here], texts[moved(here, first)]) * unit
 
     grid = tiles(len(image), len(texts), tile)
-    shared(image.device, add, grid, adds_to=strips, scratch=lambda: buffer(image, texts, tile))
+    room = partial(buffer, image, texts, tile)
+    shared(image.device, add, grid, adds_to=strips, scratch=room)
     return rows, columns, positive, kept, kept_shift if outside else kept_shift.fill_(shift)
 
 
@@ -297,5 +306,6 @@ def _torch_products(
             d_texts[moved(here, first)].addcmul_(pull[here, None], image[here].to(kind), value=-1)
             d_texts[j].mul_(step)
 
-    shared(image.device, multiply, grid, adds_to=strips, scratch=lambda: buffer(image, texts, tile))
+    room = partial(buffer, image, texts, tile)
+    shared(image.device, multiply, grid, adds_to=strips, scratch=room)
     return d_image, d_texts, d_scores

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkit.core.backend import PAD, autocast, choose, finite, first_derivatives, operator, total, wide
-from mmkit.core.workers import shared, slices
+from mmkit.core.workers import one_thread, shared, slices
 
 LOGITS = {"cpu": 6 * 2**20, "cuda": 2**26}  # numbers in a chunk of logits
 WORDS = 2048  # on the CPU, words whose logits one thread takes at a time
@@ -100,6 +100,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 @operator
+@one_thread()
 def cross_entropy_pass(
     hidden: Tensor,
     weight: Tensor,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmkit.core.backend import choose, dots, finite, first_derivatives, operator, pairs, scalar, total, wide
 from mmkit.core.contrastive import buffer, negatives, side, slabs
 from mmkit.core.distributed import gathered, rank_and_size, scattered, summed
-from mmkit.core.workers import shared, strips, tiles
+from mmkit.core.workers import one_thread, shared, strips, tiles
 
 
 def sigmoid_loss(
@@ -65,6 +65,7 @@ class _Sigmoid(torch.autograd.Function):
 
 
 @operator
+@one_thread()
 def sigmoid_pass(
     image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int, wanted: bool, backend: str, tile: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -5,13 +5,18 @@ hundreds of such regions wait hundreds of times. Here each thread computes whole
 done, so that a thread that lost its core holds up one tile, and threads meet once, at the end.
 """
 
+import os
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from queue import Empty, SimpleQueue
 
 import torch
 
+# A new thread often begins on the core of the one that made it, and is moved only some milliseconds later.
+PATIENCE = 2.0  # seconds for which a helping thread waits for its next job before it ends
+_idle: list[SimpleQueue] = []  # inboxes of the helping threads that wait
 _here = threading.local()  # .threads: how many this thread's operations used outside of `one_thread`
 
 
@@ -34,37 +39,80 @@ def strips(tile: tuple[slice, slice]) -> tuple[Hashable, Hashable]:
     return ("rows", tile[0].start), ("columns", tile[1].start)
 
 
-def shared(device: torch.device, work: Callable, tasks: Sequence, *, adds_to=lambda task: (), scratch=tuple) -> None:
+def shared(device: torch.device, work: Callable, tasks: Sequence, *, adds_to=lambda task: (), scratch=tuple):
     """Calls work(*scratch(), *task) for each task, on as many threads as PyTorch has here; returns when all are done.
 
     Tasks that add to the same thing, which adds_to(task) names, run one after the other in their order in `tasks`: the
     digits do not depend on the number of threads. What scratch() makes is made once a thread. Number of threads,
-    inference and gradient mode belong to each thread, so each helper sets its own. Helpers end with this call: a later
-    fork finds none. The first error is raised. On a GPU the caller, whose stream it is, works alone.
+    inference and gradient mode belong to each thread, so each helper sets its own. The first error is raised. On a GPU
+    the caller, whose stream it is, works alone. So it does with a single task, which is
+    parallel inside unless this is called within `one_thread`.
     """
-    queue, helpers, inference = _Queue(tasks, adds_to), [], torch.is_inference_mode_enabled()
+    queue, inference, ended = _Queue(tasks, adds_to), torch.is_inference_mode_enabled(), SimpleQueue()
 
-    def help_out(ended: threading.Lock) -> None:
-        torch.get_num_threads()  # a thread's first question sets its number anew: it is asked before the number is set
-        torch.set_num_threads(1)
+    def job() -> None:
         with torch.inference_mode(inference):
             queue.work_off(work, scratch)
-        ended.release()
 
-    with one_thread():
+    with one_thread() if len(tasks) > 1 else nullcontext():
+        helpers = 0
         try:
             for _ in range(min(threads(device), len(tasks)) - 1):
-                ended = threading.Lock()
-                ended.acquire()
-                start_new_thread(help_out, (ended,))
-                helpers.append(ended)
+                _helper().put((job, ended))
+                helpers += 1
             queue.work_off(work, scratch)
         finally:
             queue.stop()
-            for ended in helpers:
-                ended.acquire()
+            for _ in range(helpers):
+                ended.get()
     if queue.error:
         raise queue.error
+
+
+def _helper() -> SimpleQueue:
+    """The inbox of a helping thread that waits, or of a new one."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        inbox = SimpleQueue()
+        start_new_thread(_help, (inbox,))
+        return inbox
+
+
+def _help(inbox: SimpleQueue) -> None:
+    """A helping thread: does what comes into its inbox, and ends when nothing comes for a while."""
+    torch.get_num_threads()  # a thread's first question sets its number anew: it is asked before the number is set
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job, ended = inbox.get(timeout=PATIENCE)
+        except Empty:
+            try:
+                _idle.remove(inbox)
+                return
+            except ValueError:  # somebody has just taken it: a job is on its way
+                job, ended = inbox.get()
+        if job is None:
+            ended.put(None)
+            return
+        job()
+        job = None  # what it holds is not held while waiting
+        _idle.append(inbox)
+        ended.put(None)
+
+
+def _dismiss() -> None:
+    """Ends the waiting helpers. Before a fork, whose child would have their inboxes but not the threads."""
+    ended, dismissed = SimpleQueue(), 0
+    while _idle:
+        _idle.pop().put((None, ended))
+        dismissed += 1
+    for _ in range(dismissed):
+        ended.get()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_dismiss, after_in_child=_idle.clear)
 
 
 @contextmanager
