@@ -6,6 +6,7 @@ merge them when it has finished.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 from torch import Tensor, nn
 
@@ -102,3 +103,13 @@ def merge(module: nn.Module) -> None:
             part.merge()
             parent = module.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.split(".")[-1], part.get_base_layer())
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with low-rank adapters added to the weights beside them. Raises MmkitError for other adapters."""
+    if any("lora_" in name for name in model.state_dict()):
+        model = deepcopy(model)
+        merge(model)
+    if any("adapter_" in name for name in model.state_dict()):
+        raise MmkitError("bottleneck adapters cannot be merged into their layers: keep model.state_dict() yourself")
+    return model

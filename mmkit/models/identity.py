@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -10,13 +11,14 @@ from types import CodeType, FunctionType
 import torch
 from torch import Tensor, nn
 
-INSTALLED = ("mmkit.", "torch.", "timm.", "transformers.", "torchvision.", "peft.")
 PLAIN = str | int | float | bool | None
 
 
 def is_installed(kind: type | FunctionType) -> bool:
-    """Whether a class or function is an installed package's; one of a notebook may change any time."""
-    return f"{kind.__module__}.".startswith(INSTALLED)
+    """Whether a class or function is Python's or an installed package's; one of a notebook may change any time."""
+    root = kind.__module__.partition(".")[0]
+    path = "" if root == "__main__" else getattr(sys.modules.get(root), "__file__", None) or ""
+    return root == "mmkit" or root in sys.stdlib_module_names or "site-packages" in path
 
 
 def structure(module: nn.Module) -> list:
@@ -71,30 +73,19 @@ def _described(value: object, within: tuple) -> object:
     if isinstance(value, FunctionType) and not is_installed(value):
         return _described([value.__code__, value.__defaults__, value.__kwdefaults__, _held(value)], within)
     if isinstance(value, type) and not is_installed(value):
-        return [value.__qualname__, _described([*value.__bases__, _members(value)], within)]
+        members = {k: v for k, v in vars(value).items() if isinstance(v, PLAIN | FunctionType | tuple)}
+        return [value.__qualname__, _described([*value.__bases__, members], within)]
     name = getattr(value, "__qualname__", None)
     if name is not None:  # of an installed package, whose code has a hash of its own; or built in
-        bound = getattr(value, "__self__", None)
-        return [name, _described(type(bound), within)]
-    if (
-        is_dataclass(value)
-        and is_installed(type(value))
-        and type(value).__name__ in ("Strategy", "Stage", "Group", "Part")
-    ):
+        return [name, _described(type(getattr(value, "__self__", None)), within)]
+    if is_dataclass(value) and type(value).__dataclass_params__.frozen:  # a strategy, not a run with its seconds
         return _described([type(value).__name__, *(getattr(value, field.name) for field in fields(value))], within)
     return _described(type(value), within)
-
-
-def _members(kind: type) -> dict:
-    return {name: member for name, member in vars(kind).items() if isinstance(member, PLAIN | FunctionType | tuple)}
 
 
 def _held(function: FunctionType) -> dict:
     """What a function's code reaches outside itself: its closure, and the globals of its notebook."""
     closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     held = {name: cell.cell_contents for name, cell in closure}
-    for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, PLAIN | FunctionType | type):
-            held[name] = value
-    return held
+    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    return held | {name: value for name, value in named.items() if isinstance(value, PLAIN | FunctionType | type)}

@@ -2,7 +2,7 @@
 
 from mmkit.data import Dataset
 from mmkit.errors import unknown
-from mmkit.strategies.balance import blended, add_unimodal_heads, modulated, unimodal_losses
+from mmkit.strategies.balance import add_unimodal_heads, blended, modulated, unimodal_losses
 from mmkit.strategies.encoders import Encoders
 from mmkit.strategies.ensembles import Combination, averaged, better
 from mmkit.strategies.run import interpolate

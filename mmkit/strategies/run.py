@@ -74,9 +74,10 @@ class Run:
     @classmethod
     def load(cls, folder: str | Path, **options) -> "Run":
         """A kept model, ready for `predict`; its scores stand in `settings["saved_scores"]`. See `saving.load`."""
-        about, model, trained = saving.load(folder, **options)
-        settings = about["settings"] | {"saved_scores": about["scores"]}
-        data, content, budget = about["data"]["name"], about["data"]["content"], Budget(**about["budget"])
+        with saving.reading(folder):
+            about, model, trained = saving.load(folder, **options)
+            settings = about["settings"] | {"saved_scores": about["scores"]}
+            data, content, budget = about["data"]["name"], about["data"]["content"], Budget(**about["budget"])
         run = cls(about["arm"], about["task"], data, content, about["seed"], budget, settings, {}, Cost(), [], model)
         run.trained = trained
         return run

@@ -2,21 +2,23 @@
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 import mmkit
 from mmkit.data.folders import replacing, writing
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics.captioning import caption_words
+from mmkit.models.adapters import merged
 from mmkit.models.text import WordTokenizer
 from mmkit.strategies.encoders import Encoders
 from mmkit.tasks import TASKS, Task
@@ -33,11 +35,11 @@ def save(run, folder: str | Path) -> Path:
     folder = Path(folder)
     if run.model is None or run.trained is None:
         raise MmkitError(f"the run of {run.arm!r} holds no single model that can be saved: save its members")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise MmkitError(f"{folder} holds something already: name a new folder, or remove that one")
-    about = _about(run)
+    about, model = _about(run), merged(run.model)
     weights = {}
-    for name, value in run.model.state_dict().items():
+    for name, value in model.state_dict().items():
         if not name.startswith("own_heads."):  # heads that balanced the training and are not asked afterwards
             weights[name] = value.detach().cpu().contiguous().clone()
     with writing(folder.parent):
@@ -49,6 +51,18 @@ def save(run, folder: str | Path) -> Path:
         with replacing(folder / ABOUT) as part:  # last: a folder without it is no model
             Path(part).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Within the block, whatever a damaged or hostile description of a model leads to is one line."""
+    try:
+        yield
+    except MmkitError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise MmkitError(f"{Path(folder) / ABOUT} does not describe a model ({reason}): save it again") from error
 
 
 class Trained(NamedTuple):
@@ -77,6 +91,9 @@ def load(
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+        for name, x in model.state_dict().items():
+            if name in weights and (weights[name].dtype != x.dtype or not weights[name].isfinite().all()):
+                raise RuntimeError(f"{name} is not finite or of another type")
         model.load_state_dict(weights)
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -101,6 +101,11 @@ class Answering(Task):
     @torch.inference_mode()
     def predict(self, model: nn.Module, inputs: dict) -> list[dict]:
         """For each item the most probable class, `label`, and the `probability` of every class by name."""
+        sizes = {modality: len(x) for modality, x in inputs.items()}
+        if len(set(sizes.values()) - {1}) > 1:
+            raise MmkitError(f"the inputs are of different numbers, {sizes}: give as many of each, or one for all")
+        most = max(sizes.values(), default=0)
+        inputs = {m: x.expand(most, *x.shape[1:]) for m, x in inputs.items()}
         chances = model.eval()(inputs).softmax(1).cpu()
         answers = []
         for row in chances.tolist():

@@ -1,9 +1,12 @@
 """What `mmkit.strategies.fit` asks of a task, and what most tasks answer."""
 
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,13 +95,19 @@ class Task:
     def input(self, modality: str, values) -> Tensor:
         """Raw inputs of a modality as a model takes them: texts (list of str), image files or pixels (B, 3, H, W)
         uint8, or (B, ...) arrays of another modality. Raises MmkitError for a text of which no word is known."""
+        values = [values] if isinstance(values, str | Path) else values
+        if not hasattr(values, "__len__") or not len(values):
+            raise MmkitError(f"{modality} is {values!r}: give a list with one entry or more")
+        files = [isinstance(value, str | Path) for value in values]
         if modality == "text":
-            return self._ids([values] if isinstance(values, str) else list(values))
-        if isinstance(values, str | Path):
-            values = [values]
-        if isinstance(values, list | tuple) and all(isinstance(value, str | Path) for value in values):
+            if not all(isinstance(value, str) for value in values):
+                raise MmkitError(f"texts are strings, got a {type(values[0]).__name__}: text=['which way?']")
+            return self._ids(list(values))
+        if all(files):
             return torch.stack([self._pixels(Path(path)) for path in values])
-        return torch.as_tensor(values)
+        if any(files):
+            raise MmkitError(f"{modality} mixes files and arrays: give one or the other")
+        return _array(modality, values)
 
     def _pixels(self, path: Path) -> Tensor:
         try:
@@ -124,9 +133,8 @@ class Task:
         """What a saved model needs of its task, as JSON values: the options, not the data."""
         kept = {}
         for name, value in vars(self).items():
-            values = value if isinstance(value, list | tuple) else [value]
-            if all(isinstance(each, str | int | float | None) for each in values):
-                kept[name] = value
+            with suppress(TypeError, ValueError):  # of what is no JSON value: data, tensors, tokenizers
+                kept[name] = json.loads(json.dumps(value))
         return kept | {"image_size": self.dataset.images.shape[1]}
 
     @classmethod
@@ -146,3 +154,25 @@ class Task:
         return MmkitError(
             f"the task {self.name or type(self).__name__!r} has no {method}: write it, as mmkit.tasks.Answering does"
         )
+
+
+def _array(modality: str, values) -> Tensor:
+    """Values as one tensor of a type that models take. Raises MmkitError for what is not an array, numbers that are
+    not finite, and images that are not (B, 3, H, W) pixels."""
+    try:
+        values = [np.asarray(value) for value in values] if isinstance(values, list | tuple) else values
+        x = torch.as_tensor(np.stack(values) if isinstance(values, list) else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MmkitError(f"{modality} is no array ({error}): give arrays of one shape, or files") from error
+    x = x.float() if x.is_floating_point() else x
+    if not torch.isfinite(x).all():
+        raise MmkitError(f"{modality} holds NaN or infinite numbers: mend or leave those items out")
+    if modality != "image":
+        return x
+    if x.ndim == 4 and x.shape[3] == 3 and x.shape[1] != 3:
+        x = x.permute(0, 3, 1, 2)  # as image libraries hold pictures
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise MmkitError(f"images are (B, 3, H, W), got {tuple(x.shape)}: add the batch, or make three channels of one")
+    if x.min() < 0 or x.max() > 255 or (x.is_floating_point() and 0 < x.max() <= 1):
+        raise MmkitError(f"pixels are 0 to 255, got {x.min():g} to {x.max():g}: scale them to 0 to 255")
+    return x

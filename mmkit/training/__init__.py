@@ -1,11 +1,11 @@
 """Training by composition: batches, parameter groups, objectives, hooks and a visible loop; seeds with separate
 streams; what training cost."""
 
+from mmkit.models.encode import encode_all
 from mmkit.training.batch import Batch, Batches, Loader, RowBatches, View, batches
 from mmkit.training.checkpoint import Checkpoint
 from mmkit.training.cost import Cost, Phase, flops_of, forget_peak, peak_bytes
 from mmkit.training.device import device
-from mmkit.models.encode import encode_all
 from mmkit.training.groups import EVERYTHING, Group, layerwise, parameter_groups
 from mmkit.training.hooks import EarlyStopping, RankAllocation, Unfreeze, WeightAverage
 from mmkit.training.loop import State, train
