@@ -108,7 +108,7 @@ def tiled(image, text, scale, size=tile):
 # %% count
 VERSIONS = {"two matrices": two_matrices, "one matrix": reference.contrastive_loss}
 VERSIONS |= {"tiled": tiled, "mmkit.core": contrastive_loss}
-n, work = width // 2, {}
+n, work = 3 * width, {}
 inputs, exact = batch(n), batch(n, kind=torch.float64)
 wanted = gradients(reference.contrastive_loss, exact)
 for name, loss in VERSIONS.items():
