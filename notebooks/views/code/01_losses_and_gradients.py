@@ -167,7 +167,7 @@ def build(task):
     encoders = {"image": seeded(seed, "image", CNN, summary_dim=64)}
     encoders["text"] = seeded(seed, "text", TextTransformer, len(words))
     model = task.build(encoders, seed=seed)
-    model.own_heads = strategies.balance.own_heads(model, len(task.classes), seed=seed)
+    model.own_heads = strategies.balance.unimodal_heads(model, len(task.classes), seed=seed)
     return model, task.loader(words)
 
 # %% joint-run
