@@ -78,6 +78,18 @@ def test_interactively_a_record_stays_in_memory():
     ]
 
 
+def test_levels_of_a_score_are_part_of_the_row():
+    levels = {"accuracy": {"chance": 0.25, "oracle": 1.0}}
+    assert mmkit.record(run(), levels=levels)["levels"] == levels and "levels" not in mmkit.record(run(seed=4))
+    for wrong, message in (
+        ({"acuracy": {}}, "unknown score with levels 'acuracy': did you mean 'accuracy'"),
+        ({"accuracy": {"chanse": 0.5}}, "unknown level of a score 'chanse': did you mean 'chance'"),
+        ({"accuracy": {"chance": float("nan")}}, "cannot be written"),
+    ):
+        with pytest.raises(MmkitError, match=message):
+            mmkit.record(run(), levels=wrong)
+
+
 def test_a_cell_run_again_records_anew_and_a_batch_keeps_both(tmp_path, monkeypatch):
     again = {"scores": {"accuracy": Scores([1.0], [0]), "ood_style/accuracy": Scores([1.0], [7])}}
     for changes, condition in (

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a run's outer process has no need of torch, pandas and arro
 
 SCHEMA = "mmkit.record/1"
 RESERVED = ("arm", "task", "data", "seed", "score", "value")
+LEVELS = ("chance", "alone", "oracle")  # of guessing, of a model that never joins the modalities, of knowing everything
 _kept: list["Result"] = []
 
 
@@ -72,16 +73,18 @@ def profile() -> str:
     return name
 
 
-def record(run, **condition) -> dict:
+def record(run, *, levels: dict[str, dict[str, float]] | None = None, **condition) -> dict:
     """Keep a run as data and return its row.
 
-    run: an `mmkit.strategies.Run`. condition: what this run was made under and a claim may ask for (`share=0.5`,
+    run: an `mmkit.strategies.Run`. levels: of a score by name, what `LEVELS` reach: a verdict asks whether there was
+        anything to learn (`{"accuracy": {"chance": 0.25, "alone": 0.44, "oracle": 1.0}}`; each may be left out).
+    condition: what this run was made under and a claim may ask for (`share=0.5`,
         `imbalance=4`); the budget's `pairs` is always part of it.
     In a batch the row is appended to `results.jsonl` in the run's folder and the items go beside it. Interactively both
     stay in memory, see `recorded()`, until a cell that is run again records the same scores of the same arm, seed and
     condition.
     Raises: MmkitError for a score or cost that is not finite, a condition that cannot be written as JSON, one named
-    like a field of the record, or one that contradicts the run's budget.
+    like a field of the record, or one that contradicts the run's budget; for a level of no score or of another name.
     """
     where = f"arm {run.arm!r}, seed {run.seed}"
     _check_condition(condition, asdict(run.budget), where)
@@ -91,7 +94,12 @@ def record(run, **condition) -> dict:
         raise MmkitError(f"{where}: score {bad[0]!r} is {scores[bad[0]]}")
     if not scores:
         raise MmkitError(f"{where}: no scores to record; evaluate the run first")
-    row = _row(run, scores, condition)
+    for name, known in (levels or {}).items():
+        if name not in scores:
+            raise unknown("score with levels", name, scores)
+        for level in known.keys() - LEVELS:
+            raise unknown("level of a score", level, LEVELS)
+    row = _row(run, scores, condition) | ({"levels": levels} if levels else {})
     try:
         line = json.dumps(row, default=_plain, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
