@@ -32,7 +32,7 @@ CAPS = {
     "data": 2550,  # what people and strangers bring: tables, pictures, DICOM, archives, cards (issue of odd inputs)
     "models": 1500,
     "metrics": 450,
-    "training": 1400,
+    "training": 1480,  # DESIGN.md: 1,400; hooks and the accelerator go on with the same digits after a kill
     "strategies": 1550,
     "tasks": 1000,
     "repro": 2600,  # DESIGN.md: 2,450; evidence bound to bytes and folders bound to plans came on top

@@ -7,7 +7,7 @@ from mmkit.training.checkpoint import Checkpoint
 from mmkit.training.cost import Cost, Phase, flops_of, forget_peak, peak_bytes
 from mmkit.training.device import device
 from mmkit.training.groups import EVERYTHING, Group, layerwise, parameter_groups
-from mmkit.training.hooks import EarlyStopping, RankAllocation, Unfreeze, WeightAverage
+from mmkit.training.hooks import EarlyStopping, Losses, RankAllocation, Unfreeze, WeightAverage
 from mmkit.training.loop import State, train
 from mmkit.training.objectives import Objective, adversarial, cross_entropy, distilled, multi_task, mutual
 from mmkit.training.pretext import Part
@@ -24,6 +24,7 @@ __all__ = [
     "EarlyStopping",
     "Group",
     "Loader",
+    "Losses",
     "Objective",
     "Part",
     "Phase",

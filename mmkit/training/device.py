@@ -17,8 +17,5 @@ def device(choice: str = "auto") -> tuple[torch.device, str]:
         return torch.device(choice), "asked for"
     if there["cuda"]:
         return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} is available"
-    return torch.device(
-        "cpu"
-    ), "auto: no CUDA device; runs on mps only when asked, since its results are not tested" if there[
-        "mps"
-    ] else "auto: no CUDA device"
+    why = "; runs on mps only when asked, since its results are not tested" if there["mps"] else ""
+    return torch.device("cpu"), f"auto: no CUDA device{why}"

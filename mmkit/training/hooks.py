@@ -1,7 +1,8 @@
 """Hooks: objects with methods named after moments of a step, each given the `State` of the loop.
 
 Moments: before_step, after_backward, after_step, after_check. A hook holds state of its own, so it is made anew for
-every run.
+every run. `state()` -> a dict of tensors and JSON values, and `restore(state)`, whose tensors are on the CPU, let a
+checkpoint keep that state; a hook without the two starts anew when a killed run goes on, and numbers may then differ.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from mmkit.errors import MmkitError
 from mmkit.training.groups import Group, assign
 
 MOMENTS = ("before_step", "after_backward", "after_step", "after_check")
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # peft's names, in AdaLoRA's `RankAllocator`
 
 
 def check(hooks: Sequence[object]) -> None:
@@ -28,6 +30,10 @@ def check(hooks: Sequence[object]) -> None:
                 f"the hook {type(hook).__name__} has none of the methods {', '.join(MOMENTS)}: name its method after a "
                 "moment"
             )
+        if callable(getattr(hook, "state", None)) != callable(getattr(hook, "restore", None)):
+            raise MmkitError(
+                f"the hook {type(hook).__name__} has one of the methods state and restore: a checkpoint needs both"
+            )
 
 
 def call(hooks: Sequence[object], moment: str, state) -> None:
@@ -38,8 +44,24 @@ def call(hooks: Sequence[object], moment: str, state) -> None:
             method(state)
 
 
+class Losses:
+    """The loss of each step, `losses`: what a training curve is drawn from. The last one may be infinite or NaN."""
+
+    def __init__(self):
+        self.losses: list[float] = []
+
+    def after_backward(self, state) -> None:
+        self.losses.append(state.loss.item())
+
+    def state(self) -> dict:
+        return {"losses": list(self.losses)}
+
+    def restore(self, state: dict) -> None:
+        self.losses[:] = state["losses"]
+
+
 class EarlyStopping:
-    """Stop when the validation score has not risen for `patience` checks."""
+    """Stop when the validation score has not risen for `patience` checks, as the history has them."""
 
     def __init__(self, patience: int):
         if patience < 1:
@@ -94,9 +116,14 @@ class WeightAverage:
         if self.weights is None:
             self.weights = {name: value.clone() for name, value in current.items()}
         for name, value in current.items():
-            self.weights[name] = (
-                torch.lerp(value, self.weights[name], self.decay) if value.is_floating_point() else value.clone()
-            )
+            before = self.weights[name].to(value.device)  # what a checkpoint kept comes back on the CPU
+            self.weights[name] = torch.lerp(value, before, self.decay) if value.is_floating_point() else value.clone()
+
+    def state(self) -> dict:
+        return dict(self.weights or {})
+
+    def restore(self, state: dict) -> None:
+        self.weights = dict(state) or None
 
 
 class RankAllocation:
@@ -110,3 +137,21 @@ class RankAllocation:
 
     def after_step(self, state) -> None:
         self.tuner.update_and_allocate(state.step)
+
+    def state(self) -> dict:
+        """The running importance of every weight, and which ranks are left, as peft keeps them."""
+        kept = {"rank_pattern": self._config.rank_pattern}
+        for table in IMPORTANCE:
+            kept |= {f"{table}/{name}": value for name, value in getattr(self.tuner.rankallocator, table).items()}
+        return kept
+
+    def restore(self, state: dict) -> None:
+        self._config.rank_pattern = state["rank_pattern"]
+        device = next(self.tuner.parameters()).device
+        for key in state.keys() - {"rank_pattern"}:
+            table, name = key.split("/")
+            getattr(self.tuner.rankallocator, table)[name] = state[key].to(device)
+
+    @property
+    def _config(self):
+        return self.tuner.peft_config[self.tuner.trainable_adapter_name]

@@ -90,14 +90,14 @@ def train(
     state.trained_changed()
     fast = torch.compile(objective) if compiled else objective
     check_at = {round(steps * (k + 1) / checks) - 1 for k in range(checks)} if validate else set()
-    first = checkpoint.resume(state, phase, batches) if checkpoint else 0
+    first = checkpoint.resume(state, phase, batches, hooks) if checkpoint else 0
     with curves(where) as recording:
-        hooks = (*hooks, *recording)
+        watched = (*hooks, *recording)
         started = time.perf_counter()
         for state.step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(state.step, steps)
-            moments.call(hooks, "before_step", state)
+            moments.call(watched, "before_step", state)
 
             counting = state.recount
             with flop_counter() if counting else nullcontext() as counter:
@@ -107,20 +107,20 @@ def train(
                 state.loss.backward()
             phase.add_step(state.trained, float(counter.get_total_flops()) if counting else None)
             state.recount = False
-            moments.call(hooks, "after_backward", state)
+            moments.call(watched, "after_backward", state)
             _require_finite(state, where)
 
             nn.utils.clip_grad_norm_(state.trained, clip)
             optimizer.step()
-            moments.call(hooks, "after_step", state)
+            moments.call(watched, "after_step", state)
             optimizer.zero_grad(set_to_none=True)
 
             if state.step in check_at or (state.stop and validate):
                 phase.seconds += time.perf_counter() - started
                 _check(state, validate, keep_best=keep_best, where=where)
-                moments.call(hooks, "after_check", state)
+                moments.call(watched, "after_check", state)
                 if checkpoint:
-                    checkpoint.keep(state, phase, batches)
+                    checkpoint.keep(state, phase, batches, hooks)
                 started = time.perf_counter()
             if state.stop:
                 break
