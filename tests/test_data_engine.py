@@ -79,6 +79,53 @@ def test_content_depends_on_every_part():
     assert len(set(contents)) == len(contents)
 
 
+def told(**facts):
+    """A toy set that says what each modality tells; "shape" is told by the image, "colour" by the text."""
+
+    def prepare(writer, sources, **knobs):
+        fill_one_by_one(writer, sources, **knobs)
+        writer.facts(**facts)
+
+    return recipe(prepare, name="told", version=int(time.monotonic_ns()))
+
+
+def test_the_card_says_which_labels_a_modality_tells(data_root, capsys):
+    plain = load(recipe())
+    assert plain.facts == {} and "facts" not in plain.card and load(told()).content == plain.content == GOLDEN
+    ds = load(told(image=["label_shape"], text=("label_colour", "label_shape")))
+    assert ds.facts == {"image": ("label_shape",), "text": ("label_colour", "label_shape")}
+    assert prepared.check(ds.root)["schema"] == 1 and ds.content != plain.content
+    assert load(told(image=["label_colour"])).content not in (ds.content, plain.content)
+    load(told(text=["label_colour", "label_shape"]))
+    commands.card("told")
+    assert "  told by text alone: label_colour, label_shape\n" in capsys.readouterr().out
+
+
+def test_facts_changed_on_the_card_are_seen(data_root):
+    ds = load(told(image=["label_shape"]))
+    (ds.root / "card.json").write_text(json.dumps(ds.card | {"facts": {"image": ["label_colour"]}}))
+    with pytest.raises(MmkitError, match="its card says"):
+        Dataset(ds.root, prepared.read_card(ds.root))
+    (ds.root / "card.json").write_text(json.dumps(ds.card | {"facts": ["label_colour"]}))
+    with pytest.raises(MmkitError, match="facts: "):
+        prepared.read_card(ds.root)
+
+
+@pytest.mark.parametrize(
+    "facts, message",
+    [
+        ({"images": ["label_shape"]}, "unknown modality 'images': did you mean 'image'?"),
+        ({"audio": ["label_shape"]}, "unknown modality 'audio'"),
+        ({"text": ["label_colours"]}, "unknown label that text tells 'label_colours': did you mean 'label_colour'?"),
+        ({"image": ["split"]}, "unknown label that image tells 'split'"),
+    ],
+)
+def test_facts_that_no_column_holds_are_refused(facts, message):
+    with pytest.raises(MmkitError) as error:
+        load(told(**facts))
+    assert message in str(error.value)
+
+
 def test_card_says_what_is_in_the_set():
     card = load(recipe(), noise=1).card
     assert (

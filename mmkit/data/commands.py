@@ -76,6 +76,8 @@ def card(name: str, settings: list[str] | None = None) -> None:
         options = [f"{key} {value}" for key, value in about.items() if key not in ("dtype", "shape", "sha256")]
         described = [" x ".join(map(str, about["shape"])), about["dtype"], *options]
         print(_line(f"  array {modality}: {', '.join(described)}"))
+    for modality, columns in content.get("facts", {}).items():
+        print(_line(f"  told by {modality} alone: {', '.join(columns)}"))
     for source in content["sources"]:
         digest = f", sha256 {source['sha256']}" if "sha256" in source else ""
         checked = "" if source.get("checked", True) else ", held against no published digest"

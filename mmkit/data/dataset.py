@@ -51,6 +51,11 @@ class Dataset:
         return self.arrays.get("image", np.zeros((0, 1, 1, 3), np.uint8))
 
     @property
+    def facts(self) -> dict[str, tuple[str, ...]]:
+        """By modality, the labels that it tells alone and that together decide the answer; {} of a set without."""
+        return {modality: tuple(columns) for modality, columns in self.card.get("facts", {}).items()}
+
+    @property
     def splits(self) -> dict[str, int]:
         """The number of items of each split."""
         counts = self.items["split"].value_counts()

@@ -86,16 +86,7 @@ def add(
     validate(*_tables(plan), images=len(plan.items))  # before the images, which may take long, and in a dry run as well
     pixels = _pixels(plan, folder, name, size=size, identifiers=identifiers)
     if dry_run:
-        for _ in pixels:
-            pass
-        splits = {split: int(count) for split, count in plan.items["split"].value_counts(sort=False).items()}
-        return {
-            "name": name,
-            "splits": splits,
-            "texts": len(plan.texts),
-            "reported": plan.reported,
-            "notes": plan.notes,
-        }
+        return _checked(name, plan, pixels)
     made = about(name, task="your own data", **said | {"title": said["title"] or name})
     made |= {"recipe": None, "knobs": {}, "size": size, "sources": _sources(path, folder)}
     return _write(name, plan, pixels, made, force=force)

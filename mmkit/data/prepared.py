@@ -171,6 +171,7 @@ class Card(BaseModel, extra="allow"):
     files: dict[str, _File]
     arrays: dict[str, dict] = {}
     required: list[str] = []
+    facts: dict[str, list[str]] = {}
 
 
 def read_card(folder: Path) -> dict:
@@ -255,8 +256,9 @@ def check(folder: Path) -> dict:
     arrays, items, texts = read_tables(folder, card)
     _require_content(folder, card, arrays, items, texts)
     counts = {name: len(array) for name, array in arrays.items() if name != "image"}
-    images, required = len(arrays.get("image", ())), card.get("required", PAIRED)
-    validate(items, texts, images=images, arrays=counts, required=required)
+    images = len(arrays.get("image", ()))
+    required, facts = card.get("required", PAIRED), card.get("facts", {})
+    validate(items, texts, images=images, arrays=counts, required=required, facts=facts)
     return card
 
 
@@ -269,7 +271,7 @@ def _require_content(folder: Path, card: dict, arrays: dict, items: pd.DataFrame
             raise _damaged(folder, card, f"{name} differs from its hash on the card")
         shape = {"sha256": hashlib.sha256(array.data).hexdigest(), "shape": list(array.shape), "dtype": array.dtype.str}
         described[modality] = card.get("arrays", {}).get(modality, {}) | shape
-    content = content_hash(described, items, texts)
+    content = content_hash(described, items, texts, card.get("facts"))
     if content != card["content"]:
         found = f"has content {content[:12]}, its card says {card['content'][:12]}"
         raise MmkitError(f"the prepared set {folder} {found}: {_remedy(folder, card)}")
@@ -279,7 +281,7 @@ def _mark(folder: Path, card: dict) -> Path:
     """The empty file whose presence says that the files of a set, as they are now, hold the card's content."""
     stats = {name: (folder / name).stat() for name in card["files"]}
     seen = {name: [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
-    key = json.dumps([card["content"], card.get("arrays"), seen], sort_keys=True)
+    key = json.dumps([card["content"], card.get("arrays"), card.get("facts"), seen], sort_keys=True)
     return data_root() / "cache" / "sound" / hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mmkit.errors import MmkitError, printable
+from mmkit.errors import MmkitError, printable, unknown
 
 PAIRED = ("image", "text")  # the modalities of a set that names no other array
 ITEM_COLUMNS = ("id", "image", "split", "group")
@@ -26,12 +26,14 @@ def validate(
     images: int,
     arrays: dict[str, int] | None = None,
     required: Sequence[str] = PAIRED,
+    facts: dict[str, list[str]] | None = None,
 ) -> None:
     """Check the rules of a prepared set.
 
     images: the number of images. arrays: the number of entries of every other array, by modality. required: the
     modalities that each item outside the pools must have; no item may be without any. An item of the split
-    `pool_NAME` has the modality NAME and no other. Raises MmkitError naming the first offenders and the remedy.
+    `pool_NAME` has the modality NAME and no other. facts: by modality, the columns of labels that it tells.
+    Raises MmkitError naming the first offenders and the remedy.
     """
 
     def refuse(bad: pd.Series, problem: str, remedy: str) -> None:
@@ -59,6 +61,7 @@ def validate(
     refuse(blank, "have a blank text", "drop the text or write one")
     has = {name: items[name] >= 0 for name in ("image", *(arrays or {}))} | {"text": items.index.isin(texts["item"])}
     _require_modalities(items["split"], has, required, refuse)
+    _require_facts(facts or {}, items, has)
     _require_whole_groups(items, pools=[f"pool_{name}" for name in has])
 
 
@@ -87,6 +90,17 @@ def _require_modalities(split: pd.Series, has: dict[str, pd.Series], required: S
     refuse(nothing, f"have none of {', '.join(has)}", "leave them out")
 
 
+def _require_facts(facts: dict[str, list[str]], items: pd.DataFrame, has: dict[str, pd.Series]) -> None:
+    """Every fact names a modality of the set and a column of labels. has: as in `_require_modalities`."""
+    labels = [name for name in items if name not in (*ITEM_COLUMNS, *has)]
+    for modality, columns in facts.items():
+        if modality not in has:
+            raise unknown("modality", modality, has)
+        for column in columns:
+            if column not in labels:
+                raise unknown(f"label that {modality} tells", column, labels)
+
+
 def _require_whole_groups(items: pd.DataFrame, pools: list[str]) -> None:
     side = items["split"].replace(dict.fromkeys(pools, "train"))  # what is learnt from without labels counts as train
     splits = side.groupby(items["group"], sort=False).nunique()
@@ -103,16 +117,21 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(printable(name, 120) for name in names[:count]) + (", ..." if len(names) > count else "")
 
 
-def content_hash(arrays: dict[str, dict], items: pd.DataFrame, texts: pd.DataFrame) -> str:
+def content_hash(
+    arrays: dict[str, dict], items: pd.DataFrame, texts: pd.DataFrame, facts: dict[str, list[str]] | None = None
+) -> str:
     """What identifies a set on every platform: sha256 over the arrays' bytes and canonical JSON lines of the tables.
 
     arrays: by modality, the sha256 of the entries' bytes and the shape; of others than images also dtype and options.
+    facts: by modality, the labels that it tells alone.
     The tables' files are not used: their bytes differ between versions of the Parquet writer.
     """
     image = arrays.get("image", {"sha256": hashlib.sha256().hexdigest(), "shape": (0, 1, 1, 3)})
     head: dict = {"images": image["sha256"], "shape": [int(n) for n in image["shape"]]}
     if others := {name: about for name, about in arrays.items() if name != "image"}:
         head["arrays"] = others  # absent from sets of images and texts, whose hashes are in published records
+    if facts:
+        head["facts"] = facts
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for table in (items, texts):
         names = sorted(table)

@@ -40,6 +40,7 @@ class Writer:
         self._count = 0  # items
         self._tables: dict[str, list] = {"items": [], "texts": []}
         self._rows: dict[str, list] = {"items": [], "texts": []}
+        self._facts: dict[str, list[str]] = {}
         self.reported: list[dict[str, str]] = []
 
     def image(self, pixels: np.ndarray) -> int:
@@ -77,6 +78,13 @@ class Writer:
         None are required of a set with further arrays that does not say so: an item may miss any, but not all.
         """
         self._required = modalities
+
+    def facts(self, **labels: Sequence[str]) -> None:
+        """Say which labels can be read from one modality alone and, taken together, decide the answer.
+
+        labels: by modality, the names of columns of the items, for example image=["label_heading"].
+        """
+        self._facts = {modality: list(columns) for modality, columns in labels.items()}
 
     def item(self, id: str, *, split: str, image: int = -1, group: str | None = None, **columns: int | str) -> int:
         """Add one item; returns its row.
@@ -124,7 +132,7 @@ class Writer:
         further, required = self._further(), self._requires()
         counts = {name: self._arrays[name].count for name in further}
         images = self._arrays["image"].count if "image" in self._arrays else 0
-        validate(items, texts, images=images, arrays=counts, required=required)
+        validate(items, texts, images=images, arrays=counts, required=required, facts=self._facts)
         if not self._arrays:  # a set of texts alone has an empty array of images, which is in its hash
             self._arrays["image"] = _ArrayFile(self.folder / "images.npy", np.dtype(np.uint8), (1, 1, 3))
         with writing(self.target.parent):
@@ -179,18 +187,19 @@ class Writer:
         # what a reader of schema 1 would misunderstand is said by the number
         wide = {"arrays": described, "required": list(self._requires())}
         plain = not self._further() and self._requires() == PAIRED
-        files = [*(array_file(name) for name in self._arrays), *TABLES]
+        paths = {name: self.folder / name for name in (*map(array_file, self._arrays), *TABLES)}
         return {
             "schema": 1 if plain else 2,
             **about,
             "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "content": content_hash(described, items, texts),
+            "content": content_hash(described, items, texts, self._facts),
             "images": shape,
             **({} if plain else wide),
+            **({"facts": self._facts} if self._facts else {}),
             "texts": len(texts),
             "splits": {str(name): int(count) for name, count in items["split"].value_counts(sort=False).items()},
             "reported": self.reported,
-            "files": {name: _file_entry(self.folder / name) for name in files},
+            "files": {name: {"size": path.stat().st_size, "sha256": file_hash(path)} for name, path in paths.items()},
         }
 
     def _take_name(self) -> None:
@@ -276,10 +285,6 @@ class _ArrayFile:
         text = f"{{'descr': {self.dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
         room = HEADER - 10  # after the magic string, the version and the room itself
         return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1).encode("latin1") + b"\n"
-
-
-def _file_entry(path: Path) -> dict:
-    return {"size": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _plain(column: pd.Series, name: str, *, whole: bool) -> pd.Series:
