@@ -258,7 +258,7 @@ def test_a_missing_modality_is_blank_among_features_too(street):
 
 def test_an_item_with_none_of_the_tasks_modalities_is_refused_by_name(street):
     with pytest.raises(MmkitError) as error:
-        asked(street).loader().require_any(torch.tensor([0, 6, 13]))
+        asked(street).loader().require(torch.tensor([0, 6, 13]))
     assert str(error.value) == (
         "item 'item-6' of 'street_with_gaps' has no image and no audio and no text: "
         "leave it out, or read another modality"

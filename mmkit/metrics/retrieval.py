@@ -3,6 +3,10 @@
 Legend: N images, M captions, D width. image: (N, D). text: (M, D). owner: (M,), the row of the image that a caption
 describes. clusters: (N,), which images belong together, by default each by itself; a caption's cluster is its image's.
 A candidate whose similarity ties with the right one's is placed before it.
+
+Right is what `owner` says, whatever the texts are. Two images with the same caption: its two copies tie, so that an
+image's own copy comes second at best, and its recall@1 is 0 unless another of its captions is first. Asked with that
+caption, the other image counts as wrong. So captions that images share lower the scores of all models alike.
 """
 
 import numpy as np

@@ -105,14 +105,13 @@ class HubText(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer, length: int = 40):
         super().__init__()
-        self.body, self._tokenizer, self.length = model, tokenizer, length
+        self.body, self.pieces, self.length = model, tokenizer, length
         self.dim = self.summary_dim = model.config.hidden_size
 
     def tokenizer(self, texts: list[str]) -> Tensor:
         """(N, L) int64 ids; 0 pads."""
-        return self._tokenizer(list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt")[
-            "input_ids"
-        ]
+        options = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        return self.pieces(list(texts), **options)["input_ids"]
 
     def forward(self, ids: Tensor) -> Encoded:
         mask = ids != 0

@@ -90,8 +90,8 @@ def _begin(
     """The chosen pairs, the loader, and the model with its encoders as they start."""
     rows = pairs(task, budget.pairs, seed)
     words, loader, validation = tokenizer(task, encoders), loader_of(task, encoders), task.rows("val")
-    loader.require_any(torch.cat([rows, validation, *splits.values()]))
     used = strategy.modalities_of(task)
+    loader.require(torch.cat([rows, validation, *splits.values()]), used)
     loader = replace(loader.only(used).blanked(*strategy.blank), transforms=strategy.transforms)
     forget_peak()
     parts, phases = start(strategy, task, encoders, words, seed=seed, device=loader.device)
@@ -245,15 +245,15 @@ def _result(
     kept = max(last) if strategy.stages[-1].keep_best else last[-1]
     if strategy.finish:
         kept = _validation(fitting, loader)(model)
-    settings = fitting.encoders.describe(strategy.any_pretrained) | task.settings()
+    words = tokenizer(task, fitting.encoders)
+    settings = fitting.encoders.describe(strategy.any_pretrained) | task.settings() | task.texts_read(words)
     settings |= {
         "lr": fitting.lr,
         "lr_from": origin,
         "batch": fitting.batch,
         "epochs": fitting.budget.epochs,
         "validation": kept,
-    }
-    settings |= fitting.settings
+    } | fitting.settings
     data = task.dataset
     return Run(
         strategy.name,
@@ -268,5 +268,5 @@ def _result(
         history,
         model.eval(),
         tuple(ends),
-        Trained(task, fitting.encoders, tokenizer(task, fitting.encoders)),
+        Trained(task, fitting.encoders, words),
     )

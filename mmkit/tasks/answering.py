@@ -11,6 +11,7 @@ from mmkit.metrics import Score, accuracy
 from mmkit.models import Multimodal
 from mmkit.models.fusion import FUSIONS, fusion
 from mmkit.tasks.base import Task
+from mmkit.tasks.texts import scored
 from mmkit.training import Batch, Loader, cross_entropy, seeded
 
 
@@ -49,8 +50,7 @@ class Answering(Task):
         if fusion not in FUSIONS:
             raise unknown("fusion", fusion, FUSIONS)
         self.target = dataset.labels(range(len(dataset)), label)
-        used = dataset.items["split"].str.match("train|val|test|ood_").to_numpy()
-        unlabelled = (self.target < 0).numpy() & used
+        unlabelled = (self.target < 0).numpy() & scored(dataset)
         if unlabelled.any():
             first = dataset.items["id"][unlabelled].iloc[0]
             remedy = "label them, or leave them out of the set"

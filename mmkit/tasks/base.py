@@ -15,6 +15,7 @@ from mmkit.data.rules import PAIRED
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score
 from mmkit.models.text import UNKNOWN, WordTokenizer, vocabulary
+from mmkit.tasks.texts import text_counts
 from mmkit.training import Batch, Loader, Part, View, array_view, text_view
 
 
@@ -27,7 +28,8 @@ class Task:
     an objective of its own.
     can_mine: whether batches of hard negatives can be made. words: the task's own tokenizer, None for the encoders'.
     fusion: how modalities are joined. role, language: of the texts. limit: the most rows of a split that are scored.
-    image_size: pixels a side of images that are read from files; None takes the set's."""
+    image_size: pixels a side of images that are read from files; None takes the set's. told: which counts of texts
+    are warned of, see `mmkit.tasks.texts`."""
 
     name = metric = ""
     modalities: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class Task:
     words: Callable[[list[str]], Tensor] | None = None
     limit: int | None = None
     image_size: int | None = None
+    told: tuple[str, ...] = ("cut", "made_equal", "alike", "unknown")
     dataset: Dataset
 
     @property
@@ -74,9 +77,10 @@ class Task:
 
     def loader(self, words: Callable | None = None, *, device: torch.device | None = None) -> Loader:
         """The task's data by row. words: the tokenizer; None takes the task's own, or one of the set's unpaired
-        texts."""
+        texts. Warns of texts that are cut or equal, as `text_counts` does."""
         words = words or self.words or (vocabulary(self.dataset, self.language) if "text" in self.modalities else None)
         views = {modality: self.view(modality, words) for modality in self.modalities}
+        self.texts_read(words)
         return Loader(self.dataset, views, self.targets(words), device=device or torch.device("cpu"))
 
     def view(self, modality: str, words) -> View:
@@ -87,6 +91,13 @@ class Task:
         if modality not in self.dataset.arrays:
             raise unknown(f"modality of {self.dataset.name!r}", modality, [*self.dataset.arrays, "text"])
         return array_view(self.dataset, modality, required=required)
+
+    def texts_read(self, words) -> dict:
+        """For a record: `texts`, the counts of `text_counts`; empty for a task without texts. words: the tokenizer."""
+        if "text" not in self.modalities:
+            return {}
+        options = {"role": self.role, "language": self.language, "told": self.told}
+        return {"texts": text_counts(self.dataset, words, **options)}
 
     def targets(self, words):
         """What the loader hands on as the target: (N, ...), one per task by name, a View, or None."""

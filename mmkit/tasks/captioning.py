@@ -16,6 +16,7 @@ from mmkit.models import WordTokenizer
 from mmkit.models.captioner import DECODERS, END, Captioner
 from mmkit.models.decoding import Beams, beam_search
 from mmkit.tasks.base import Task
+from mmkit.tasks.texts import require_words, text_counts
 from mmkit.training import Batch, Loader, View, seeded, text_view
 from mmkit.training.objectives import require_equal_weights
 from mmkit.training.pretext import NextWord, Part
@@ -40,7 +41,8 @@ class Captioning(Task):
     Words are those of the metrics, at least `min_count` times in the captions of the training split and the text
     pool. One that is not among them is read as unknown, is never a target and is never said. Captions of more than
     `length` words are learnt up to there, without an end; `settings` counts both. captions: how many of an image's
-    captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene.
+    captions a step draws. On `scenes` a caption is also parsed back into the seven facts of its scene. Raises
+    MmkitError for a caption without words.
     """
 
     dataset: Dataset
@@ -64,6 +66,7 @@ class Captioning(Task):
     def __post_init__(self):
         if self.decoder not in DECODERS:
             raise unknown("decoder", self.decoder, DECODERS)
+        require_words(self.dataset, caption_words, role=self.role, language=self.language)
         self.words = _words(self.dataset, self.role, self.length, self.min_count)
 
     @property
@@ -91,6 +94,10 @@ class Captioning(Task):
 
     def loader(self, words=None, *, device: torch.device | None = None) -> Loader:
         return replace(super().loader(words, device=device), targets=self.captions)
+
+    def texts_read(self, words) -> dict:
+        options = {"role": self.role, "language": self.language, "length": self.length, "told": self.told}
+        return {"texts": text_counts(self.dataset, self.words, **options)}
 
     def targets(self, words) -> View:
         return text_view(self.dataset, self.words, role=self.role, language=self.language)

@@ -14,6 +14,7 @@ from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, mean_average_precision, retrieval_scores
 from mmkit.models import DualEncoder
 from mmkit.tasks.base import Task
+from mmkit.tasks.texts import SAID
 from mmkit.training import Batch, Loader, Phase, flops_of, seeded, stream
 from mmkit.training.objectives import require_equal_weights
 
@@ -27,7 +28,10 @@ class Retrieval(Task):
 
     loss: `infonce` (symmetric, CLIP's), `sigmoid` (SigLIP's, with its learnable bias), `hinge` (the sum over wrong
     ones of a batch) or `hardest` (the hardest of them alone, VSE++'s). temperature: None learns InfoNCE's from 0.07
-    on. margin: of the hinge losses, on the cosine."""
+    on. margin: of the hinge losses, on the cosine.
+
+    A caption that is also another image's counts as wrong for this one, in the losses and in the metrics; how many
+    there are stands in a run's settings under `texts`, as `shared`."""
 
     dataset: Dataset
     _: KW_ONLY
@@ -44,6 +48,7 @@ class Retrieval(Task):
 
     name, metric, fusion = "retrieval", "recall@1", "dual"
     modalities, needs, can_mine = ("image", "text"), ("image", "text"), True
+    told = tuple(SAID)
 
     def __post_init__(self):
         if self.loss not in LOSSES:

@@ -169,14 +169,19 @@ class Loader:
             raise unknown("modality", modality, self.views)
         return self.views[modality]
 
-    def require_any(self, rows: Tensor) -> None:
-        """Raise MmkitError, by name, for an item that has none of the modalities."""
+    def require(self, rows: Tensor, modalities: tuple[str, ...] = ()) -> None:
+        """Raise MmkitError, by name, for an item that has none of the modalities, that lacks one of those named where
+        it is required, or that lacks a target that is a View."""
         counts = torch.stack([view.start[rows + 1] - view.start[rows] for view in self.views.values()])
         empty = counts.sum(0) == 0
         if empty.any():
             item, names = self.dataset.items["id"].iloc[int(rows[empty][0])], " and no ".join(self.views)
             remedy = "leave it out, or read another modality"
             raise MmkitError(f"item {item!r} of {self.dataset.name!r} has no {names}: {remedy}")
+        for modality in modalities:
+            self.view(modality).count(rows)
+        if isinstance(self.target, View):
+            self.target.count(rows)
 
     def blanked(self, *modalities: str) -> "Loader":
         """The same, with some modalities always shown empty."""
