@@ -196,6 +196,13 @@ def test_a_tokenizer_that_is_a_function_tells_what_it_can(shop):
     assert counts(task) == {"made_equal": 24, "shared": 0}
 
 
+def test_texts_of_a_generated_set_are_counted_and_not_told():
+    """They are made from patterns; the questions of the arrows are four."""
+    data = load("scenes", train=24, val=8, test=8, ood=8, pool=16)
+    task = Retrieval(data, role="question")
+    assert counts(task)["shared"] > 24 and task.told == ("cut", "made_equal", "shared", "alike", "unknown")
+
+
 # ---------------------------------------------------------------------------------------------- where it is kept
 
 

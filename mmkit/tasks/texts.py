@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmkit.data import Dataset
+from mmkit.data.recipe import recipe_names
 from mmkit.errors import MmkitError, printable
 from mmkit.models.pretrained import HubText
 from mmkit.models.text import UNKNOWN, WordTokenizer
@@ -28,8 +29,7 @@ SAID = {
     "alike": f"differ from another in unknown words alone: {WORDS}",
     "unknown": f"have no known word: {WORDS}",
 }
-MANY = {"alike": 0.5}  # the share of the texts from which on there is a warning; small vocabularies make some alike
-FEW = 0.01
+MANY = 0.01  # the share of the texts from which on there is a warning
 
 _counts: WeakKeyDictionary[Dataset, dict] = WeakKeyDictionary()
 
@@ -58,8 +58,8 @@ def text_counts(
 
     For a tokenizer of one's own that is a mere function there are only `made_equal` and `shared`. length: how many
     tokens the task reads, where they are fewer than the tokenizer gives. told: the counts that are warned of, once a
-    data set and tokenizer, from 1 % of the texts on (`alike` from half of them). Raises MmkitError when all texts of a
-    split are unknown, for then no score means anything."""
+    data set and tokenizer, from 1 % of the texts on; not of the sets that the kit generates, whose texts are made from
+    patterns. Raises MmkitError when all texts of a split are unknown, for then no score means anything."""
     made, key = _counts.setdefault(dataset, {}), (getattr(tokenizer, "__self__", tokenizer), role, language, length)
     if key not in made:
         table = _table(dataset, tokenizer, role, language, length)
@@ -67,8 +67,9 @@ def text_counts(
             _require_known(dataset, table, role, language)
         made[key] = {name: int(table[name].sum()) for name in SAID if name in table}
         counts = {name: made[key].get(name, 0) for name in told}
-        many = [f"{n} {SAID[name]}" for name, n in counts.items() if n > 0 and n >= MANY.get(name, FEW) * len(table)]
-        if many:
+        many = [f"{n} {SAID[name]}" for name, n in counts.items() if n > 0 and n >= MANY * len(table)]
+        generated = dataset.name in recipe_names() and not dataset.card["sources"]
+        if many and not generated:
             texts = f"of the {len(table)} texts of role {role!r} in {language!r} of {dataset.name!r}"
             warnings.warn(f"{texts}, {'; '.join(many)}", stacklevel=4)
     return made[key]
