@@ -175,7 +175,7 @@ def test_some_reports_of_one_unknown_word_are_counted(shop):
     reports = ["normal", "effusion", "fracture"] * 8
     reports[14], reports[21] = "pneumothorax", "nodule"
     task = Answering(shop(reports), label="label_kind", role="caption")
-    with pytest.warns(UserWarning, match="of 'shop', 2 have no known word"):
+    with pytest.warns(UserWarning, match="2 differ from another .*; 2 have no word that the texts to learn from have"):
         task.loader()
     assert counts(task) == {"cut": 0, "made_equal": 0, "shared": 22, "alike": 2, "unknown": 2}
 

@@ -27,7 +27,7 @@ SAID = {
     "made_equal": "become equal to a different text by the cut: shorten them, or move what differs to the front",
     "shared": "are also another item's: reword them or merge the items, or only an item's own copy counts as right",
     "alike": f"differ from another in unknown words alone: {WORDS}",
-    "unknown": f"have no known word: {WORDS}",
+    "unknown": "have no word that the texts to learn from have: reword them, or learn from more texts",
 }
 MANY = 0.01  # the share of the texts from which on there is a warning
 
