@@ -12,7 +12,20 @@ _WHERE = {
     "load_model": "mmkit.strategies",
     "MmkitError": "mmkit.errors",
 }
-_ROOMS = ("core", "data", "models", "metrics", "training", "strategies", "tasks", "repro", "teach", "explain", "deploy")
+_ROOMS = (
+    "core",
+    "data",
+    "models",
+    "metrics",
+    "stats",
+    "training",
+    "strategies",
+    "tasks",
+    "repro",
+    "teach",
+    "explain",
+    "deploy",
+)
 
 
 def __getattr__(name):

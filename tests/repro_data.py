@@ -20,8 +20,12 @@ class Scores:
         self.value = float(np.mean(items) if aggregate == "mean" else np.median(items))
 
 
-def result(arm, seed, scores, *, flops=1e9, condition=None, data="toy", data_hash="h", profile="lab"):
-    """One result; scores: name -> `Scores`."""
+TUNED = {"tuning": {"trials": {"0.001": 0.4, "0.003": 0.6, "0.01": 0.5}, "lr": 0.003, "edge": False, "nested": True}}
+TUNED["tuning"] |= {"grid": [0.001, 0.003, 0.01], "flops": 3e9}
+
+
+def result(arm, seed, scores, *, flops=1e9, condition=None, data="toy", data_hash="h", profile="lab", **fields):
+    """One result; scores: name -> `Scores`; fields: more of its row, such as `settings` or `levels`."""
     cost = {"flops": flops, "seconds": 2.0, "peak_bytes": 10**9, "parameters_trained": 1000, "parameters_total": 2000}
     row = {
         "schema": records.SCHEMA,
@@ -32,7 +36,7 @@ def result(arm, seed, scores, *, flops=1e9, condition=None, data="toy", data_has
         "seed": seed,
         "condition": condition or {"pairs": 64},
         "budget": {"pairs": 64},
-        "settings": {},
+        "settings": TUNED,
         "profile": profile,
         "scores": {name: score.value for name, score in scores.items()},
         "metrics": {name: records._describe(score) for name, score in scores.items()},
@@ -41,7 +45,7 @@ def result(arm, seed, scores, *, flops=1e9, condition=None, data="toy", data_has
         "hardware": records.hardware(),
         "time": "2026-01-01T00:00:00+00:00",
     }
-    return records.Result(row, records.items_table(scores))
+    return records.Result(json.loads(json.dumps(row | fields)), records.items_table(scores))
 
 
 def head_to_head(*, seeds=8, images=120, gain=0.1, profile="lab", pairs=(64, 256)):
@@ -84,6 +88,22 @@ def claim(identity="C1", *, terms=None, **changes):
         or [{"arm": arm, "score": "accuracy", "condition": {"pairs": 64}, "weight": weight} for arm, weight in sides],
     }
     return entry | changes
+
+
+def terms(score="accuracy", pairs=64, arms=("holistic", "component"), factor=1.0, cost=None):
+    """The two terms of a claim that holistic is ahead."""
+    what = {"cost": cost} if cost else {"score": score}
+    return [
+        {"arm": arm, **what, "condition": {"pairs": pairs}, "weight": sign * factor}
+        for arm, sign in zip(arms, (1.0, -1.0), strict=True)
+    ]
+
+
+def verdict(results, **changes):
+    """The verdict on one made-up claim."""
+    from mmkit.repro.claims import Claim, evaluate
+
+    return evaluate([Claim.model_validate(claim(**changes))], results, draws=2000)[0]
 
 
 def batch_folder(folder, results, claims=(), name="toy", failures=()):

@@ -8,7 +8,7 @@ from mmkit.data import Recipe, load
 from mmkit.errors import MmkitError
 from mmkit.metrics import at_threshold, auroc, average_precision, brier, calibration_error, threshold
 from mmkit.models import CNN, TextTransformer, WordTokenizer
-from mmkit.repro import stats
+from mmkit import stats
 from mmkit.strategies import Budget, fit
 from mmkit.tasks import Diagnosis, resplit, reworded
 from mmkit.training import seeded

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from conftest import ROOT
-from repro_data import Scores, claim, head_to_head, result
+from repro_data import terms, verdict, Scores, claim, head_to_head, result
 
 from mmkit import notebooks
 from mmkit.errors import MmkitError
@@ -15,19 +17,8 @@ from mmkit.repro import claims, records, report
 from mmkit.repro.claims import Claim, evaluate, read_claims, waiting
 from mmkit.repro.plan import Plan
 from mmkit.strategies.arms import ARMS, DERIVED
+from mmkit.teach import plots
 from mmkit.yamls import read_model
-
-
-def terms(score="accuracy", pairs=64, arms=("holistic", "component"), factor=1.0, cost=None):
-    what = {"cost": cost} if cost else {"score": score}
-    return [
-        {"arm": arm, **what, "condition": {"pairs": pairs}, "weight": sign * factor}
-        for arm, sign in zip(arms, (1.0, -1.0), strict=True)
-    ]
-
-
-def verdict(results, **changes):
-    return evaluate([Claim.model_validate(claim(**changes))], results, draws=2000)[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +36,55 @@ def test_the_four_verdicts(results):
     assert none.verdict == "inconclusive" and none.reason == "the interval holds 0"
 
 
-def test_a_direction_without_size_is_no_support(results):
-    found = verdict(results, smallest_effect=0.11)
-    assert (
-        found.estimate.low > 0 and found.verdict == "inconclusive" and "below the smallest that matters" in found.reason
-    )
+def test_support_needs_the_whole_interval_beyond_the_smallest_effect(results):
+    plain = verdict(results).estimate
+    assert 0 < plain.low < plain.effect < plain.high
+    sizes = {
+        plain.low - 0.001: "supported",
+        plain.low + 0.001: "direction only",
+        plain.effect - 0.001: "direction only",
+        plain.high + 0.03: "equivalent",
+    }
+    assert {size: verdict(results, smallest_effect=size).verdict for size in sizes} == sizes
+    assert "too small to matter" in verdict(results, smallest_effect=plain.low + 0.001).reason
+    assert verdict(results, smallest_effect=plain.low + 0.001, direction="less").verdict == "contradicted"
+
+
+def test_an_effect_that_the_interval_leaves_out_is_excluded():
+    weak = head_to_head(gain=-0.01, images=60)
+    found = verdict(weak, smallest_effect=0.06)
+    assert found.estimate.low < -0.06 and 0 < found.estimate.high < 0.06
+    assert found.verdict == "excluded" and "leaves out every effect in the claimed direction" in found.reason
+    assert verdict(weak, smallest_effect=0.06, direction="less").verdict == "inconclusive"
+
+
+def test_a_verdict_says_how_likely_it_comes_out_again(results):
+    found, low = verdict(results), verdict(results).estimate.low
+    assert found.verdict == "supported" and 0.8 < found.replication < 0.95
+    assert found.replication == verdict(results).replication, "by a fixed seed"
+    assert verdict(head_to_head(gain=0.2)).replication > 0.99
+    edge = verdict(results, smallest_effect=low - 1e-4)
+    assert edge.verdict == "supported" and 0.4 < edge.replication < 0.6, "an interval that only just passes"
+    assert np.isnan(verdict(head_to_head(seeds=5)).replication)
+
+
+def test_equalities_of_one_family_are_adjusted():
+    close = head_to_head(gain=0.0, images=400)
+    alone = verdict(close, smallest_effect=0.045, direction="equal")
+    family = [Claim.model_validate(claim(f"C{n}", smallest_effect=0.045, direction="equal")) for n in range(30)]
+    found = evaluate(family, close, draws=2000)
+    assert alone.verdict == "supported" and alone.p == alone.p_holm < 0.05
+    assert all(one.p_holm == pytest.approx(min(1, 30 * alone.p)) for one in found)
+    assert {one.verdict for one in found} == {"inconclusive" if 30 * alone.p > 0.05 else "supported"}
+
+
+def test_seeds_in_favour_are_counted():
+    made = []
+    for seed, gain in enumerate((0.1, 0.1, 0.1, 0.0, -0.1, 0.1, 0.1, 0.1)):
+        for arm, shift in (("holistic", gain), ("component", 0.0)):
+            made.append(result(arm, seed, {"accuracy": Scores(np.full(20, 0.5 + shift), np.arange(20))}))
+    found = verdict(made)
+    assert found.in_favour == "6.5 of 8" and found.improvement == 6.5 / 8
 
 
 def test_smoke_runs_and_few_seeds_are_no_evidence(results):
@@ -108,12 +143,14 @@ def test_costs_are_compared_as_ratios(results):
 
 def test_a_median_is_compared_over_seeds_alone():
     made = [
-        result(arm, seed, {"median_rank": Scores([1.0, 5.0, 9.0 + seed + shift], [0, 1, 2], "median")})
+        result(arm, seed, {"median_rank": Scores([*range(10), 9.0 + seed + shift], range(11), "median")})
         for seed in range(6)
         for arm, shift in (("a", 0), ("b", 0))
     ]
     found = verdict(made, terms=terms("median_rank", arms=("a", "b")))
     assert found.estimate.clusters == 0 and found.estimate.effect == 0.0 and found.verdict == "equivalent"
+    few = [replace(one, items=one.items.set_column(1, "cluster", pa.array(np.arange(11) % 9))) for one in made]
+    assert verdict(few, terms=terms("median_rank", arms=("a", "b"))).verdict == "not evidence", "nine clusters"
 
 
 def test_holm_counts_the_family(results):
@@ -159,7 +196,7 @@ def test_a_term_must_match_one_result(results):
     ):
         verdict(results, terms=terms(arms=("holstic", "component")))
     rows = evaluate([Claim.model_validate(claim(terms=terms(pairs=1)))], results, incomplete=True)
-    assert rows[0].verdict == "inconclusive" and "no result matches" in rows[0].reason and rows[0].p_holm == 1.0
+    assert rows[0].verdict == "not evidence" and "no result matches" in rows[0].reason and rows[0].p_holm == 1.0
 
 
 def test_the_data_a_result_is_of_can_be_asked_for(results):
@@ -204,8 +241,10 @@ def test_claims_by_id(tmp_path):
 
 
 def test_the_rule_is_written_where_it_is_applied():
-    for name in ("supported", "contradicted", "equivalent", "inconclusive", "not evidence"):
-        assert name in claims.RULE
+    assert report.SIGNS.keys() == plots.VERDICTS.keys() and len(set(report.SIGNS.values())) == len(report.SIGNS)
+    places = [claims.RULE.index(f"{name} - ") for name in reversed(report.SIGNS)]
+    assert all(f"{name} - " in claims.RULE for name in report.SIGNS) and len(places) == 11
+    assert {sign for _, sign in plots.VERDICTS.values()} == set(report.SIGNS.values())
 
 
 PLANS = {path.stem: read_model(path, Plan) for path in sorted((ROOT / "notebooks" / "plans").glob("*.yaml"))}

@@ -62,7 +62,7 @@ def test_the_claims_table_says_what_must_be_said(batch):
     assert (
         table.loc["C1", "verdict"] == "✔ supported"
         and table.loc["C4", "verdict"] == "✘ contradicted"
-        and table.loc["C5", "verdict"] == "? inconclusive"
+        and table.loc["C5", "verdict"] == "– not evidence"
     )
     assert re.fullmatch(r"\+0\.\d+ \[\+0\.\d+,\s\+0\.\d+\] accuracy", table.loc["C1", "effect [95 % interval]"])
     assert (
@@ -79,7 +79,7 @@ def test_the_claims_table_says_what_must_be_said(batch):
         "8",
         "120",
         "x0.5",
-        "100%",
+        "8 of 8",
     )
     html = report.table_html(table)
     assert "<b>✔ supported</b>" in html and "nan" not in html.lower()

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmkit import stats
 from mmkit.errors import MmkitError, unknown
-from mmkit.repro import stats
-from mmkit.repro.claims import aligned_terms
+from mmkit.repro.matching import aligned_terms
 from mmkit.repro.records import Result
 
 CONTROLS = ("shuffled_pairs", "blank_image", "blank_text", "image_only", "text_only")

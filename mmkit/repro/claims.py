@@ -1,6 +1,7 @@
 """Claims, written down before the run, and the verdicts their records earn."""
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,26 +9,39 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
-from scipy.stats import t as student
 
+from mmkit import stats
 from mmkit.errors import MmkitError, unknown
-from mmkit.repro import paths, stats
+from mmkit.repro import guards, paths
+from mmkit.repro.matching import Asked, aligned_terms, compute_ratio, log2_term, match, what_exists
 from mmkit.repro.plan import STRICT, Plan
 from mmkit.repro.records import Result
-from mmkit.repro.stats import FEWEST_SEEDS
+from mmkit.stats import FEWEST_SEEDS
 from mmkit.yamls import read_model
 
 LEVEL = 0.05
 RULE = (
     "The effect is the weighted sum of the terms' mean scores, paired by seed; its 95 % interval is a two-level "
     "bootstrap over seeds and clusters. There is evidence of a difference when the interval leaves 0 out and the "
-    "claim's two-sided test, adjusted by Holm within its family, has p <= 0.05. "
-    "In this order: not evidence - a smoke run, or fewer than 6 seeds; equivalent - the 90 % interval lies within the "
-    "smallest effect that matters (TOST); "
-    "supported - evidence in the claimed direction, and the effect is at least the smallest that matters; "
-    "contradicted - evidence in the opposite direction; inconclusive - everything else. A claim of equality is "
-    "supported when TOST passes, and contradicted by evidence of an effect at least as large as the smallest that "
-    "matters."
+    "claim's two-sided test has p <= 0.05, and evidence of equality when the 90 % interval lies within the smallest "
+    "effect that matters and two one-sided tests (TOST) have p <= 0.05; both p-values are adjusted by Holm within the "
+    "claim's family. In this order: "
+    "not evidence - a smoke run, fewer than 6 seeds, or fewer than 10 effective clusters (1 / the sum of their squared "
+    "shares of the items); "
+    "not tuned alike - a run did not choose its learning rate by its own seed's validation, from the grid of the "
+    "others, or the rate lies on the edge of that grid; "
+    "unstable - an arm fell to chance in some of its runs and not in all: the shares of collapsed runs are compared; "
+    "nothing learned to compare - all scores lie within noise of chance, or of a model that never joins the "
+    "modalities; nothing left to tell apart - all lie within noise of an oracle; "
+    "equivalent - evidence of equality; "
+    "supported - evidence in the claimed direction, and the whole interval lies beyond the smallest effect that "
+    "matters; direction only - evidence in the claimed direction alone; "
+    "contradicted - evidence in the opposite direction; "
+    "excluded - the interval holds no effect as large as the smallest that matters; "
+    "inconclusive - everything else. A claim of equality is supported by evidence of equality, and contradicted by an "
+    "interval wholly beyond the smallest effect that matters and p <= 0.05 for a difference larger than that. "
+    "A verdict comes out again with the stated probability on as many new seeds as the claim declares, and as large a "
+    "test set, by the predictive distribution of the effects; cost is not tuned, so only scores have to be."
 )
 COST = Literal["flops", "seconds", "peak_bytes", "parameters_trained", "parameters_total"]
 
@@ -105,10 +119,11 @@ class ClaimFile(BaseModel):
 class Verdict:
     """What became of a claim.
 
-    estimate: None when no result matches it. p: of the claim's test; p_holm: adjusted within its family. improvement:
-    the share of seeds whose effect has the claimed sign. compute_ratio: FLOPs of the terms with positive weight over
-    those with negative weight, None without both. detectable: nan with one seed, which says nothing of their spread.
-    left_out: seeds that not every term has.
+    estimate: None when no result matches it. p: of the claim's test (of equality, for such a claim); p_holm: adjusted
+    within its family. replication: how likely the same verdict is on other seeds, nan where no effect is judged.
+    improvement: the share of seeds whose effect has the claimed sign. passes: which arms had not converged.
+    compute_ratio: FLOPs of the terms with positive weight over those with negative weight, None without both.
+    detectable: nan with one seed, which says nothing of their spread. left_out: seeds that not every term has.
     """
 
     claim: Claim
@@ -117,11 +132,18 @@ class Verdict:
     estimate: stats.Estimate | None = None
     p: float = 1.0
     p_holm: float = 1.0
+    replication: float = math.nan
     improvement: float = math.nan
     detectable: float = math.nan
     compute_ratio: float | None = None
     seeds: tuple[int, ...] = ()
     left_out: tuple[int, ...] = ()
+    passes: str = ""
+
+    @property
+    def in_favour(self) -> str:
+        """In how many seeds the effect has the claimed sign, ties as half: `7.5 of 10`."""
+        return f"{self.improvement * len(self.seeds):g} of {len(self.seeds)}"
 
 
 def read_claims(ids: Sequence[str] | None = None, path: Path | None = None) -> list[Claim]:
@@ -160,195 +182,147 @@ def evaluate(
     """The verdict on each claim, by `RULE`. Families are those among the given claims.
 
     declared: all claims there are; one of the same family that is not given counts in Holm's adjustment with p = 1,
-    which makes the others' p no smaller than its own would. incomplete: runs of the plan are missing, so that a claim
-    without results is a row of the table and not an error.
+    which makes the others' p no smaller than its own would; so does one that a guard keeps from a verdict.
+    incomplete: runs of the plan are missing, so that a claim without results is a row of the table and not an error.
     Raises: MmkitError when a term matches no result, or several of one seed; it lists what there is.
     """
     measured = [_measure(claim, results, incomplete=incomplete, draws=draws) for claim in claims]
-    given, adjusted = {verdict.claim.id for verdict in measured}, {}
-    elsewhere = [claim for claim in declared if claim.id not in given]
+    given = {verdict.claim.id for verdict in measured}
+    elsewhere = [claim.family for claim in declared if claim.id not in given]
+    judged = {}
     for family in {verdict.claim.family for verdict in measured}:
-        known = {verdict.claim.id: verdict.p for verdict in measured if verdict.claim.family == family}
-        known |= {claim.id: 1.0 for claim in elsewhere if claim.family == family}
-        adjusted |= dict(zip(known, map(float, stats.holm(list(known.values()))), strict=True))
-    verdicts = []
-    for verdict in measured:
-        p = adjusted[verdict.claim.id]
-        name, reason = (
-            (verdict.verdict, verdict.reason) if verdict.verdict else decide(verdict.claim, verdict.estimate, p)
-        )
-        verdicts.append(replace(verdict, p_holm=p, verdict=name, reason=reason))
-    return verdicts
+        members = [verdict for verdict in measured if verdict.claim.family == family]
+        for verdict in _judge(members, elsewhere.count(family)):
+            judged[verdict.claim.id] = verdict
+    return [judged[verdict.claim.id] for verdict in measured]
 
 
-def decide(claim: Claim, estimate: stats.Estimate, p: float) -> tuple[str, str]:
-    """Verdict and its reason, by `RULE`, for runs that can be evidence. p: the adjusted p-value."""
+def _judge(members: Sequence[Verdict], others: int) -> list[Verdict]:
+    """The verdicts of one family, which has `others` more claims."""
+    open_ = [verdict for verdict in members if not verdict.verdict]
+    if not open_:
+        return list(members)
+    now, again = [], []
+    for verdict in open_:
+        now.append(p_values(verdict.claim, verdict.estimate)[..., None])
+        drawn = stats.replicates(verdict.estimate, verdict.claim.seeds, seed=zlib.crc32(verdict.claim.id.encode()))
+        again.append((drawn, p_values(verdict.claim, drawn, draws=4000)))
+    others += len(members) - len(open_)
+    adjusted, adjusted_again = _holm(now, others), _holm([p for _, p in again], others)
+    done = {}
+    for verdict, (p,), (drawn, _), of_drawn in zip(
+        open_, adjusted.transpose(0, 2, 1), again, adjusted_again, strict=True
+    ):
+        name, reason = decide(verdict.claim, verdict.estimate, *p)
+        same = float((outcome(verdict.claim, drawn, *of_drawn) == name).mean())
+        reason = "; ".join(filter(None, [reason, verdict.passes]))
+        p_holm = float(p[int(verdict.claim.direction == "equal")])
+        done[verdict.claim.id] = replace(verdict, verdict=name, reason=reason, p_holm=p_holm, replication=same)
+    return [done.get(verdict.claim.id, verdict) for verdict in members]
+
+
+def _holm(p: Sequence[np.ndarray], others: int) -> np.ndarray:
+    """(claims, 2, R) p-values adjusted within their family; each of the others has p = 1."""
+    return stats.holm([*p, *[np.ones_like(one) for one in p[:1] for _ in range(others)]])[: len(p)]
+
+
+def p_values(claim: Claim, estimate: stats.Estimate, *, draws: int = 100_000) -> np.ndarray:
+    """(2,) p-values of a difference and of equality; (2, R) of an estimate of arrays.
+
+    The difference is from 0 or, for a claim of equality, from the smallest effect that matters, on either side.
+    """
+    beyond = claim.smallest_effect if claim.direction == "equal" else 0.0
+    p = stats.two_way_p(estimate, beyond)
+    if claim.test == "sign-flip":
+        shift = beyond * np.sign(estimate.effects.mean(axis=-1, keepdims=True))
+        p = np.maximum(p, stats.sign_flip(estimate.effects - shift, draws=draws))
+    return np.array([p, stats.tost_p(estimate, claim.smallest_effect)])
+
+
+def outcome(claim: Claim, estimate: stats.Estimate, p: float, p_equal: float) -> np.ndarray:
+    """The verdict by the part of `RULE` that is on the effect. p, p_equal: adjusted, of difference and equality."""
     margin = claim.smallest_effect
-    evidence = p <= LEVEL and not estimate.low <= 0 <= estimate.high
-    large = abs(estimate.effect) >= margin
-    if stats.tost(estimate, margin):
-        return (
-            "supported" if claim.direction == "equal" else "equivalent"
-        ), "the 90 % interval lies within the smallest effect that matters"
+    low, high = (estimate.low, estimate.high) if claim.sign > 0 else (-estimate.high, -estimate.low)
+    equal = stats.tost(estimate, margin) & (p_equal <= LEVEL)
     if claim.direction == "equal":
-        if evidence and large:
-            return "contradicted", "evidence of a difference that matters"
-        return "inconclusive", "neither equality nor a difference that matters is shown"
-    if evidence and estimate.effect * claim.sign < 0:
-        return "contradicted", "evidence in the opposite direction"
-    if evidence and large:
-        return "supported", "evidence in the claimed direction, of a size that matters"
-    if evidence:
-        small = "the effect is below the smallest that matters and equivalence is not shown"
-        return "inconclusive", f"the direction is as claimed, but {small}"
-    if estimate.low <= 0 <= estimate.high:
-        return "inconclusive", "the interval holds 0"
-    return "inconclusive", f"p = {p:.3f} after Holm's adjustment"
+        beyond = (p <= LEVEL) & ((low > margin) | (high < -margin))
+        return np.select([equal, beyond], ["supported", "contradicted"], "inconclusive")
+    evidence = (p <= LEVEL) & ((low > 0) | (high < 0))
+    rules = {
+        "equivalent": equal,
+        "supported": evidence & (low > margin),
+        "direction only": evidence & (low > 0),
+        "contradicted": evidence,
+        "excluded": high < margin,
+    }
+    return np.select(list(rules.values()), list(rules), "inconclusive")
+
+
+def decide(claim: Claim, estimate: stats.Estimate, p: float, p_equal: float) -> tuple[str, str]:
+    """`outcome` of one estimate, with its reason."""
+    name = str(outcome(claim, estimate, p, p_equal))
+    equality = "the 90 % interval lies within the smallest effect that matters"
+    if claim.direction == "equal":
+        reasons = {
+            "supported": equality,
+            "contradicted": "evidence of a difference that matters",
+            "inconclusive": "neither equality nor a difference that matters is shown",
+        }
+        return name, reasons[name]
+    zero = estimate.low <= 0 <= estimate.high
+    reasons = {
+        "equivalent": equality,
+        "supported": "evidence in the claimed direction, and the whole interval is of a size that matters",
+        "direction only": "evidence in the claimed direction, but the interval holds effects too small to matter",
+        "contradicted": "evidence in the opposite direction",
+        "excluded": "the interval leaves out every effect in the claimed direction that would matter",
+        "inconclusive": "the interval holds 0" if zero else f"p = {p:.3f} after Holm's adjustment",
+    }
+    return name, reasons[name]
 
 
 def _measure(claim: Claim, results: Sequence[Result], *, incomplete: bool, draws: int) -> Verdict:
-    """A claim's numbers; its verdict is left empty when the rule must decide."""
+    """A claim's numbers; its verdict is left empty when its effect must decide."""
     matched = [match(claim.id, term, results) for term in claim.terms]
     seeds = sorted(set.intersection(*map(set, matched)))
     left_out = tuple(sorted(set.union(*map(set, matched)) - set(seeds)))
     if not seeds:
         absent = [term for term, found in zip(claim.terms, matched, strict=True) if not found]
         lack = (
-            f"no result matches {absent[0]}; there are {_what_exists(results)}" if absent else "its terms share no seed"
+            f"no result matches {absent[0]}; there are {what_exists(results)}" if absent else "its terms share no seed"
         )
         if not incomplete:
             raise MmkitError(f"claim {claim.id}: {lack}")
-        return Verdict(claim, "inconclusive", f"claim {claim.id}: {lack}", left_out=left_out)
+        return Verdict(claim, "not evidence", f"claim {claim.id}: {lack}", left_out=left_out)
     asked = []
     for term, found in zip(claim.terms, matched, strict=True):
         asked.append((term.weight, term.score, term.cost, [found[seed] for seed in seeds]))
     terms = aligned_terms(asked)
     if claim.scale == "log2":
-        terms = [_log2(claim, number, term) for number, term in enumerate(terms)]
+        terms = [log2_term(claim.id, *pair) for pair in zip(claim.terms, terms, strict=True)]
     estimate = stats.paired_bootstrap(terms, draws=draws)
-    p = two_way_p(estimate)
-    if claim.test == "sign-flip":
-        p = max(p, stats.sign_flip(estimate.effects))
-    smoke = any(result.row["profile"] == "smoke" for _, _, _, found in asked for result in found)
-    few = f"{len(seeds)} seeds, at least {FEWEST_SEEDS} are needed" if len(seeds) < FEWEST_SEEDS else ""
-    barred = "a smoke run" if smoke else few
+    verdict, reason, replication = _guarded(claim, asked, estimate)
     return Verdict(
         claim,
-        "not evidence" if barred else "",
-        barred,
+        verdict,
+        reason,
         estimate,
-        p=p,
+        p=float(p_values(claim, estimate)[int(claim.direction == "equal")]),
+        replication=replication,
         improvement=stats.probability_of_improvement(claim.sign * estimate.effects),
         detectable=stats.smallest_detectable(estimate) if len(seeds) > 1 else math.nan,
-        compute_ratio=_compute_ratio(claim, matched, seeds),
+        compute_ratio=compute_ratio(claim.terms, matched, seeds),
         seeds=tuple(seeds),
         left_out=left_out,
+        passes=guards.unconverged(asked),
     )
 
 
-def two_way_p(estimate: stats.Estimate) -> float:
-    """Two-sided p-value of effect / error on Student's t; the error holds seeds and clusters."""
-    if estimate.error == 0:
-        return 1.0 if estimate.effect == 0 else 0.0
-    return float(2 * student.sf(abs(estimate.effect) / estimate.error, estimate.df))
-
-
-def match(claim: str, term: ClaimTerm, results: Sequence[Result]) -> dict[int, Result]:
-    """seed -> the one result a term asks for. Raises: MmkitError when several of one seed fit, saying what differs."""
-    found: dict[int, Result] = {}
-    for result in results:
-        condition = result.condition
-        fits = all(name in condition and condition[name] == value for name, value in term.condition.items())
-        if (
-            result.row["arm"] != term.arm
-            or not fits
-            or (term.score is not None and term.score not in result.row["scores"])
-        ):
-            continue
-        seed = result.row["seed"]
-        if seed in found:
-            other = found[seed].condition
-            differ = {name: (other.get(name), value) for name, value in condition.items() if other.get(name) != value}
-            hint = f"they differ in {differ}: name one in the term's condition"
-            same = "they do not differ: the arm was recorded twice under one condition"
-            several = f"claim {claim}: {term} matches several results of seed {seed}"
-            raise MmkitError(f"{several}; {hint if differ else same}")
-        found[seed] = result
-    return found
-
-
-def _what_exists(results: Sequence[Result]) -> str:
-    """Arms, scores and condition values of the results, in one line."""
-    values: dict[str, set[str]] = {"arm": set(), "score": set()}
-    for result in results:
-        values["arm"].add(result.row["arm"])
-        values["score"].update(result.row["scores"])
-        for name, value in result.condition.items():
-            values.setdefault(name, set()).add(str(value))
-    found = (f"{name} {', '.join(sorted(some))}" for name, some in values.items())
-    return "; ".join(found) if results else "no results at all"
-
-
-def aligned_terms(asked: Sequence[tuple[float, str | None, str | None, Sequence[Result]]]) -> list[stats.Term]:
-    """(weight, score or None, cost or None, one result a seed) as terms.
-
-    A score gives (S, C) sums and counts of its items, with common cluster columns where data and split are the same.
-    A cost, or a median, gives one number a seed.
-    """
-    built: list[stats.Term | None] = [None] * len(asked)
-    spaces: dict[tuple, list[int]] = {}
-    for number, (weight, score, cost, results) in enumerate(asked):
-        if cost is None and all(result.row["metrics"][score]["aggregate"] == "mean" for result in results):
-            data = tuple(result.row["data_hash"] for result in results)
-            spaces.setdefault((data, score.rpartition("/")[0]), []).append(number)
-        else:
-            values = [result.row["scores"][score] if cost is None else result.row["cost"][cost] for result in results]
-            column = np.array(values, dtype=float)[:, None]
-            built[number] = stats.Term(column, np.ones_like(column), weight, None)
-    for space, members in spaces.items():
-        blocks = np.unique(space[0], return_inverse=True)[1]  # clusters of different data are different clusters
-        parts = []
-        for number in members:
-            _, score, _, results = asked[number]
-            parts += [(block, *result.items_of(score)) for block, result in zip(blocks, results, strict=True)]
-        total, count = _by_cluster(parts)
-        for place, number in enumerate(members):
-            rows = slice(place * len(blocks), (place + 1) * len(blocks))
-            built[number] = stats.Term(total[rows], count[rows], asked[number][0], space)
-    return built
-
-
-def _by_cluster(parts: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """(block, values, clusters) of each part -> sums and counts, (parts, C), over the clusters of all."""
-    codes = np.unique(np.concatenate([clusters for _, _, clusters in parts]), return_inverse=True)[1]
-    lengths = [len(values) for _, values, _ in parts]
-    blocks = np.repeat([block for block, _, _ in parts], lengths)
-    labels, columns = np.unique(blocks * (codes.max() + 1) + codes, return_inverse=True)
-    total, count = np.zeros((2, len(parts), len(labels)))
-    for number, mine in enumerate(np.split(columns, np.cumsum(lengths)[:-1])):
-        total[number] = np.bincount(mine, parts[number][1], len(labels))
-        count[number] = np.bincount(mine, minlength=len(labels))
-    return total, count
-
-
-def _log2(claim: Claim, number: int, term: stats.Term) -> stats.Term:
-    if term.total.min() <= 0:
-        what = f"{claim.terms[number]} is {term.total.min():g} for a seed, and its logarithm is asked for"
-        raise MmkitError(f"claim {claim.id}: {what}: claim it on the identity scale")
-    return stats.Term(np.log2(term.total), term.count, term.weight, None)
-
-
-def _compute_ratio(claim: Claim, matched: list[dict[int, Result]], seeds: list[int]) -> float | None:
-    """FLOPs spent for the terms of positive weight over those of negative weight, the geometric mean over seeds.
-
-    None where both sides hold the same arms, or one side is empty.
-    """
-    gains, losses = np.zeros((2, len(seeds)))
-    arms = {True: set(), False: set()}
-    for term, found in zip(claim.terms, matched, strict=True):
-        arms[term.weight > 0].add(term.arm)
-        side = gains if term.weight > 0 else losses
-        side += [found[seed].row["cost"]["flops"] for seed in seeds]
-    if arms[True] == arms[False] or not (gains.min() > 0 and losses.min() > 0):
-        return None
-    return float(2 ** np.mean(np.log2(gains / losses)))
+def _guarded(claim: Claim, asked: Sequence[Asked], estimate: stats.Estimate) -> tuple[str, str, float]:
+    """Verdict, reason and replication where a guard decides; empty where the effect does."""
+    if reason := guards.no_evidence(asked, estimate):
+        return "not evidence", reason, math.nan
+    if reason := guards.tuned_apart(asked):
+        return "not tuned alike", reason, math.nan
+    reason, again = guards.unstable(asked, claim.seeds)
+    return ("unstable", reason, again) if reason else guards.no_room(asked, claim.smallest_effect)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mmkit.repro import stats
-from mmkit.repro.claims import Verdict, aligned_terms
+from mmkit import stats
+from mmkit.repro.claims import Verdict
+from mmkit.repro.matching import aligned_terms
 from mmkit.repro.records import Result
 
 COSTS = {

@@ -5,6 +5,7 @@ Markdown) is cleaned when the page is made, and the page's policy lets no code r
 """
 
 import html
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -12,19 +13,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmkit import notebooks
+from mmkit import notebooks, stats
 from mmkit.errors import MmkitError, printable
 from mmkit.files import restore_folder
-from mmkit.repro import batches, paths, runner, stats
+from mmkit.repro import batches, paths, runner
 from mmkit.repro.batches import Batch, load
 from mmkit.repro.claims import Claim, Verdict, evaluate, read_claims, waiting
 from mmkit.repro.figures import across, arm_frames, arm_points, condition_text, conditions, panels  # noqa: F401
 from mmkit.repro.plan import read_plan
 
 NOTEBOOK = "99_report"
-SIGNS = {"supported": "✔", "contradicted": "✘", "equivalent": "≈", "inconclusive": "?", "not evidence": "–"}
+SIGNS = {
+    "supported": "✔", "direction only": "↗", "equivalent": "≈", "excluded": "⊘", "contradicted": "✘",
+    "inconclusive": "?", "unstable": "↯", "nothing learned to compare": "⊥", "nothing left to tell apart": "⊤",
+    "not tuned alike": "≠", "not evidence": "–",
+}  # fmt: skip
 GREY = "#666666"
 COLOURS = {"supported": "#0072B2", "contradicted": "#B34700", "equivalent": "#00795A"}
+COLOURS |= {"direction only": COLOURS["supported"], "excluded": COLOURS["contradicted"]}
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 TAGS = (
     "a b br caption code dd details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img li ol p pre small span "
@@ -132,7 +138,7 @@ def claims_table(found: Sequence[Verdict]) -> pd.DataFrame:
             "verdict": f"{SIGNS[verdict.verdict]} {verdict.verdict}",
             "claim": claim.statement,
             "effect [95 % interval]": effect_text(verdict).replace(", ", ",\u00a0"),
-            "in how many seeds": f"{verdict.improvement:.0%}" if some else "–",
+            "in how many seeds": verdict.in_favour if some else "–",
             "p (Holm)": f"{verdict.p_holm:.3f}" if some else "–",
             "seeds": f"{seeds}" if seeds == claim.seeds else f"{seeds} of {claim.seeds} declared",
             "clusters": f"{verdict.estimate.clusters:,}" if some and verdict.estimate.clusters else "–",
@@ -162,6 +168,7 @@ def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
             "Scope": claim.scope,
             "Compared": "; ".join(f"{term.weight:+g} x {term}" for term in claim.terms),
             "Verdict": f"{verdict.verdict}: {verdict.reason}",
+            "Again": _again(verdict),
             "Power": _power(verdict) if len(verdict.seeds) > 1 else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
             "Limits": claim.limits,
@@ -196,6 +203,12 @@ def waiting_claims(manifest: dict) -> str:
             lines[f"{claim.id}, {f'plan {plan}' if plan else 'no experiment yet'}"] = claim.statement
     title = f"Declared, not run yet: {len(lines)} claims of other plans and of experiments to come"
     return f"<details><summary>{title}</summary>{_definitions(lines)}</details>" if lines else ""
+
+
+def _again(verdict: Verdict) -> str:
+    if math.isnan(verdict.replication):
+        return ""
+    return f"of another {verdict.claim.seeds} seeds, {verdict.replication:.0%} would give the same verdict (predicted)"
 
 
 def _power(verdict: Verdict) -> str:

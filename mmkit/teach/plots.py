@@ -57,12 +57,11 @@ ARMS = {
 FREE = [(colour, f"${sign}$") for sign in "♠♣⚑☂▬◗" for colour in (BLACK, VERMILION, BLUE, SKY, GREEN, PURPLE, ORANGE)]
 
 VERDICTS = {  # colour, sign: the sign carries the verdict where colour does not
-    "supported": (BLUE, "✔"),
-    "contradicted": (VERMILION, "✘"),
-    "equivalent": (GREEN, "≈"),
-    "inconclusive": (GREY, "?"),
-    "not evidence": (GREY, "–"),
-}
+    "supported": (BLUE, "✔"), "direction only": (BLUE, "↗"), "equivalent": (GREEN, "≈"), "excluded": (VERMILION, "⊘"),
+    "contradicted": (VERMILION, "✘"), "inconclusive": (GREY, "?"), "unstable": (GREY, "↯"),
+    "nothing learned to compare": (GREY, "⊥"), "nothing left to tell apart": (GREY, "⊤"),
+    "not tuned alike": (GREY, "≠"), "not evidence": (GREY, "–"),
+}  # fmt: skip
 STYLE = {
     "figure.dpi": 144,
     "figure.constrained_layout.use": True,

@@ -22,7 +22,7 @@ from mmkit.metrics import caption_scores
 from mmkit.models import CNN
 from mmkit.models.captioner import DECODERS, END, Captioner
 from mmkit.models.decoding import beam_search
-from mmkit.repro import stats
+from mmkit import stats
 
 
 def command(*words: str):

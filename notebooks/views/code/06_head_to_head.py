@@ -7,7 +7,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import mmkit
-from mmkit.repro import chooser, paths, recorded, records, stats
+from mmkit import stats
+from mmkit.repro import chooser, paths, recorded, records
 from mmkit.repro.claims import aligned_terms
 from mmkit.repro.report import arm_points, conditions
 from mmkit.strategies import Budget, fit, suited

@@ -16,7 +16,7 @@ from mmkit.explain import occlusion, probe, some_of_each, standardised
 from mmkit.metrics import Score, auroc
 from mmkit.models import CNN
 from mmkit.repro import paths, records, report
-from mmkit.repro.stats import score_interval
+from mmkit.stats import score_interval
 from mmkit.strategies import Budget, Encoders, fit
 from mmkit.tasks import Diagnosis, Retrieval, resplit, reworded
 from mmkit.tasks.reports import finding_f1, written

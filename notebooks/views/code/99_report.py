@@ -8,7 +8,8 @@ import textwrap
 import numpy as np
 from IPython.display import HTML, Markdown, display
 
-from mmkit.repro import claims, report, stats
+from mmkit import stats
+from mmkit.repro import claims, report
 from mmkit.teach import plots
 
 # %% parameters

@@ -7,7 +7,9 @@ import pytest
 from repro_data import claim
 from scipy import stats as scipy_stats
 
-from mmkit.repro import claims, stats
+from mmkit import stats
+from mmkit.repro import claims
+from mmkit.stats import intervals
 
 
 def term(values, weight=1.0, space="test", count=None):
@@ -61,7 +63,7 @@ def test_clusters_of_a_seed_of_its_own_are_drawn_within_it():
     for seed in range(4):
         values[seed, seed * 10 : seed * 10 + 10], count[seed, seed * 10 : seed * 10 + 10] = rng.normal(0, 1, 10), 1
     nested = stats.Term(values, count, 1.0, "test")
-    weights = stats._multinomial(rng, stats._blocks(count > 0), 50)
+    weights = intervals._multinomial(rng, intervals._blocks(count > 0), 50)
     assert (weights.reshape(50, 4, 10).sum(axis=2) == 10).all()
     assert stats.two_way_variance([nested])[0] == pytest.approx(nested.means.var(ddof=1) / 4)
 
@@ -115,6 +117,7 @@ def test_sign_flip_equals_scipy(number):
     effects = np.random.default_rng(number).normal(0.4, 1, number)
     reference = scipy_stats.permutation_test((effects,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert stats.sign_flip(effects) == pytest.approx(reference.pvalue)
+    assert np.allclose(stats.sign_flip(np.stack([effects, -effects, 0 * effects])), [*[reference.pvalue] * 2, 1.0])
 
 
 def test_sign_flip_of_many_seeds_is_simulated():
@@ -133,6 +136,31 @@ def test_holm_by_hand():
     assert np.allclose(stats.holm([0.6, 0.7]), [1.0, 1.0]) and np.allclose(stats.holm([0.02]), [0.02])
 
 
+def test_holm_adjusts_many_families_at_once():
+    p = np.random.default_rng(9).random((4, 2, 50)) / 5
+    many = stats.holm(p)
+    assert all(np.allclose(many[:, i, j], stats.holm(p[:, i, j])) for i in range(2) for j in range(50))
+
+
+def test_effective_clusters_by_hand():
+    assert stats.effective_clusters(np.ones(7)) == pytest.approx(7)
+    assert stats.effective_clusters(np.array([10, 10, *[20 / 38] * 38])) == pytest.approx(7.6, abs=0.01)
+    both = [term(np.zeros((6, 30))), term(np.zeros((6, 20)), space="other", count=np.r_[81.0, np.ones(19)])]
+    found = stats.paired_bootstrap(both, draws=100)
+    assert found.clusters == 50 and found.effective == pytest.approx(1 / (0.81**2 + 19 * 0.01**2)), "the worst split"
+    assert stats.t_estimate([term(np.ones((6, 1)), space=None)]).effective == np.inf
+
+
+def test_a_difference_beyond_a_margin_is_tested_at_its_nearer_side():
+    estimate = stats.t_estimate([term(np.random.default_rng(15).normal(0.4, 0.3, (10, 1)), space=None)])
+    reference = scipy_stats.ttest_1samp(estimate.effects, 0.1).pvalue
+    assert estimate.effect > 0.1 and stats.two_way_p(estimate, 0.1) == pytest.approx(reference)
+    assert stats.two_way_p(estimate, 5.0) == 1.0, "no evidence of what the effect falls short of"
+    exact = stats.t_estimate([term(np.full((6, 1), 0.5), space=None)])
+    assert [float(stats.two_way_p(exact, size)) for size in (0.4, 0.5, 0.6)] == [0, 1, 1]
+    assert [float(stats.tost_p(exact, size)) for size in (0.4, 0.5, 0.6)] == [1, 0.5, 0]
+
+
 def test_tost_agrees_with_two_t_tests():
     drawn = np.random.default_rng(6).normal(0, 1, 10)
     for mean, margin in ((0.0, 1.0), (0.5, 1.0), (1.2, 1.0), (0.0, 0.2)):
@@ -140,9 +168,9 @@ def test_tost_agrees_with_two_t_tests():
         above = scipy_stats.ttest_1samp(effects, -margin, alternative="greater").pvalue
         below = scipy_stats.ttest_1samp(effects, margin, alternative="less").pvalue
         assert abs(max(above, below) - 0.05) > 0.02, "a clear case, so that drawing cannot decide it"
-        assert stats.tost(stats.paired_bootstrap([term(effects[:, None], space=None)]), margin) == (
-            max(above, below) < 0.05
-        )
+        estimate = stats.paired_bootstrap([term(effects[:, None], space=None)])
+        assert stats.tost(estimate, margin) == (max(above, below) < 0.05)
+        assert stats.tost_p(estimate, margin) == pytest.approx(max(above, below))
 
 
 def test_smallest_detectable_is_found_four_times_in_five():
@@ -155,6 +183,7 @@ def test_probability_of_improvement_counts_ties_half():
     assert stats.probability_of_improvement(np.array([1.0, 2.0, 0.0, -1.0])) == 0.625
 
 
+CALLED = ("supported", "contradicted", "direction only")
 REPEATS = 2500  # simulation error of a share near 5 %: 0.44 %, so that the bounds of 3 and 7 % are four of them away
 # Seeds; standard deviations of seeds, of clusters and of single items; captions of the smallest and largest cluster.
 SETTINGS = {
@@ -189,7 +218,7 @@ def drawn_alike(count, draws, block):
     """`stats.crossed_draws` of one term, its multinomial weights drawn once for many comparisons, which take turns with
     blocks of them."""
     rng, (seeds, clusters) = np.random.default_rng(0), count.shape
-    weights = stats._multinomial(rng, np.zeros(clusters, dtype=int), draws)
+    weights = intervals._multinomial(rng, np.zeros(clusters, dtype=int), draws)
     share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds / np.maximum(weights @ count.T, 1e-9)
     for start in cycle(range(0, draws, block)):
         rows = slice(start, start + block)
@@ -204,14 +233,11 @@ def test_intervals_cover_and_verdicts_err_as_often_as_they_say(name, monkeypatch
     first = [stats.Term(made[0], count, 1.0, "test")]
     assert np.allclose(next(drawn_alike(count, 500, 500))(first), stats.crossed_draws(first, draws=500))
     draw = drawn_alike(count, 20_000, 1000)
-    monkeypatch.setattr(stats, "crossed_draws", lambda terms, **_: next(draw)(terms))
+    monkeypatch.setattr(intervals, "crossed_draws", lambda terms, **_: next(draw)(terms))
     covered = called = 0
     for total in made:
         estimate = stats.paired_bootstrap([stats.Term(total, count, 1.0, "test")])
-        verdict, _ = claims.decide(
-            declared, estimate, max(claims.two_way_p(estimate), stats.sign_flip(estimate.effects))
-        )
-        called += verdict in ("supported", "contradicted")
+        called += str(claims.outcome(declared, estimate, *claims.p_values(declared, estimate))) in CALLED
         covered += estimate.low <= 0 <= estimate.high
     print(
         f"{name}: the interval covers {covered / REPEATS:.1%}, a verdict errs {called / REPEATS:.1%}, counting items "

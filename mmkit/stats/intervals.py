@@ -1,21 +1,21 @@
-"""Intervals and tests for paired comparisons over seeds and clusters.
+"""Intervals of paired comparisons over seeds and clusters.
 
 Legend: S seeds, C clusters, B bootstrap draws. A *contrast* is a weighted sum of terms; one term is the mean score of
 an arm under a condition. Seeds are paired across terms: every term has the same seeds, in the same order.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mmkit.metrics import Score
+if TYPE_CHECKING:  # a table of records has no need of torch
+    from mmkit.metrics import Score
 
-EXACT_SEEDS, FEWEST_SEEDS = 12, 6  # exact sign-flips up to 12; under 6 no sign-flip test can go below 0.05
 CHUNK = 4_000_000
 
 
@@ -44,7 +44,9 @@ class Estimate:
     """A contrast with its uncertainty.
 
     effects: (S,) the contrast of each seed, whose mean is `effect`. low, high: the 95 % interval; low90, high90: the
-    90 % one, which TOST uses. error: its standard error, with `df` degrees of freedom.
+    90 % one, which TOST uses. error: its standard error, with `df` degrees of freedom. clusters: how many there are;
+    effective: `effective_clusters` of the split with the fewest, infinite where none are drawn.
+    Of many contrasts at once every field is an array, (R,), and effects is (R, S).
     """
 
     effect: float
@@ -55,7 +57,8 @@ class Estimate:
     error: float
     df: float
     effects: np.ndarray
-    clusters: int
+    clusters: int = 0
+    effective: float = np.inf
 
 
 def paired_bootstrap(terms: Sequence[Term], *, draws: int = 10_000, seed: int = 0) -> Estimate:
@@ -67,17 +70,13 @@ def paired_bootstrap(terms: Sequence[Term], *, draws: int = 10_000, seed: int = 
     percentiles are expanded to those of Student's t with its degrees of freedom (Hesterberg 2015, section 5.3); without
     cluster variance this is his interval, t with S - 1 degrees and the factor sqrt(S / (S - 1)).
     """
-    effects = sum(term.weight * term.means for term in terms)
-    effect = float(effects.mean())
-    variance, df = two_way_variance(terms)
-    drawn = crossed_draws(terms, draws=draws, seed=seed) - effect
+    found = t_estimate(terms)
+    drawn = crossed_draws(terms, draws=draws, seed=seed) - found.effect
     spread = drawn.std()
-    drawn = effect + drawn * (np.sqrt(variance) / spread if spread > 0 else 0.0)
-    tails = stats.norm.cdf(stats.t.ppf([0.025, 0.05], df))
+    drawn = found.effect + drawn * (found.error / spread if spread > 0 else 0.0)
+    tails = stats.norm.cdf(stats.t.ppf([0.025, 0.05], found.df))
     low, high, low90, high90 = np.quantile(drawn, [tails[0], 1 - tails[0], tails[1], 1 - tails[1]])
-    clusters = sum({term.space: term.total.shape[1] for term in terms if term.space is not None}.values())
-    interval, error = (float(low), float(high), float(low90), float(high90)), float(np.sqrt(variance))
-    return Estimate(effect, *interval, error, float(df), effects, clusters)
+    return replace(found, low=float(low), high=float(high), low90=float(low90), high90=float(high90))
 
 
 def crossed_draws(terms: Sequence[Term], *, draws: int = 10_000, seed: int = 0) -> np.ndarray:
@@ -131,90 +130,33 @@ def two_way_variance(terms: Sequence[Term]) -> tuple[float, float]:
     return variance, variance**2 / squares if squares > 0 else max(seeds - 1, 1)
 
 
-def t_interval(terms: Sequence[Term]) -> tuple[float, float, float]:
-    """A contrast with its 95 % interval, low and high, by Student's t.
+def t_estimate(terms: Sequence[Term]) -> Estimate:
+    """A contrast with intervals by Student's t.
 
     Variance and degrees of freedom are those that the bootstrap is scaled to, without its draws.
     """
-    effect, (variance, df) = float(sum(term.weight * term.means for term in terms).mean()), two_way_variance(terms)
-    half = float(stats.t.ppf(0.975, df) * np.sqrt(variance))
-    return effect, effect - half, effect + half
+    effects, (variance, df) = sum(term.weight * term.means for term in terms), two_way_variance(terms)
+    effect, error, (half, half90) = effects.mean(), np.sqrt(variance), stats.t.ppf([0.975, 0.95], df)
+    ends = effect - half * error, effect + half * error, effect - half90 * error, effect + half90 * error
+    counts: dict[Hashable, np.ndarray] = {}
+    for term in terms:
+        if term.space is not None:
+            counts[term.space] = counts.get(term.space, 0) + term.count.sum(axis=0)
+    effective = min(map(effective_clusters, counts.values()), default=np.inf)
+    clusters = sum(map(len, counts.values()))
+    return Estimate(float(effect), *map(float, ends), float(error), float(df), effects, clusters, effective)
 
 
-def sign_flip(effects: np.ndarray, *, draws: int = 100_000, seed: int = 0) -> float:
-    """Two-sided p-value of the paired sign-flip (randomisation) test of mean 0, exact to 12 seeds, then simulated."""
-    effects = np.asarray(effects, dtype=float)
-    number = len(effects)
-    exact = number <= EXACT_SEEDS
-    if exact:
-        signs = 1.0 - 2.0 * (np.arange(2**number)[:, None] >> np.arange(number) & 1)
-    else:
-        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(draws, number))
-    as_far = np.abs(signs @ effects) >= abs(effects.sum()) * (1 - 1e-12) - 1e-300
-    return float(as_far.mean()) if exact else float((as_far.sum() + 1) / (draws + 1))
+def t_interval(terms: Sequence[Term]) -> tuple[float, float, float]:
+    """A contrast with its 95 % interval, low and high, by Student's t."""
+    found = t_estimate(terms)
+    return found.effect, found.low, found.high
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's (1979) step-down adjusted p-values of one family, in the given order."""
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
-    result = np.empty_like(p_values)
-    result[order] = np.minimum(adjusted, 1.0)
-    return result
-
-
-def tost(estimate: Estimate, margin: float) -> bool:
-    """Equivalence by two one-sided tests at 5 % (Schuirmann 1987): the 90 % interval lies inside +-margin."""
-    return -margin < estimate.low90 and estimate.high90 < margin
-
-
-def probability_of_improvement(effects: np.ndarray) -> float:
-    """The share of seeds whose paired effect is positive; ties count half."""
-    return float((np.asarray(effects) > 0).mean() + (np.asarray(effects) == 0).mean() / 2)
-
-
-def smallest_detectable(estimate: Estimate, *, power: float = 0.8) -> float:
-    """The effect a two-sided 5 % test of this standard error finds with the given power."""
-    return float((stats.t.ppf(0.975, estimate.df) + stats.t.ppf(power, estimate.df)) * estimate.error)
-
-
-def seeds_needed(effects: np.ndarray, wanted: float, *, power: float = 0.8, most: int = 1000) -> int | None:
-    """The fewest seeds, six at least, with which a paired two-sided 5 % t-test finds a mean of `wanted` that often.
-
-    None: more than `most`. The seeds, two at least, are taken to spread like `effects`. More seeds do not make the test
-    set larger: its own noise stays and is not counted here.
-    """
-    spread = float(np.std(effects, ddof=1))
-
-    def found(number: int) -> bool:
-        df = (1, number - 1)  # t squared is F
-        return bool(stats.ncf.sf(stats.f.ppf(0.95, *df), *df, number * (wanted / spread) ** 2) >= power)
-
-    number = FEWEST_SEEDS + (bisect_left(range(FEWEST_SEEDS, most + 1), True, key=found) if spread else 0)
-    return number if number <= most else None
-
-
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half of all scores (cases, seeds): robust to one case, and less noisy than a median.
-
-    Agarwal et al. (2021), Deep reinforcement learning at the edge of the statistical precipice.
-    """
-    return float(stats.trim_mean(np.ravel(scores), 0.25))
-
-
-def performance_profile(scores: np.ndarray, levels: Sequence[float]) -> np.ndarray:
-    """(L,) the share of all scores (cases, seeds) above each level."""
-    return (np.ravel(scores) > np.asarray(levels, dtype=float)[:, None]).mean(axis=1)
-
-
-def stratified_interval(
-    scores: np.ndarray, statistic: Callable[[np.ndarray], float], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of scores (cases, seeds), the seeds drawn anew within each case."""
-    picks = np.random.default_rng(seed).integers(0, scores.shape[1], size=(draws, *scores.shape))
-    low, high = np.quantile([statistic(np.take_along_axis(scores, pick, axis=1)) for pick in picks], [0.025, 0.975])
-    return float(low), float(high)
+def effective_clusters(counts: np.ndarray) -> float:
+    """1 / the sum of squared shares of the items: C for (C,) equal clusters, 1 where one holds nearly all."""
+    shares = counts / counts.sum()
+    return float(1 / (shares**2).sum())
 
 
 def _blocks(present: np.ndarray) -> np.ndarray:
@@ -242,7 +184,7 @@ def _weighted_count(weights: np.ndarray, count: np.ndarray) -> np.ndarray | floa
     return float(count.sum(axis=1)[0]) if (count == count[0, 0]).all() else weights @ count.T
 
 
-def score_interval(score: Score, minus: Score | None = None, *, draws: int = 2000) -> tuple[float, float, float]:
+def score_interval(score: "Score", minus: "Score | None" = None, *, draws: int = 2000) -> tuple[float, float, float]:
     """Value, low and high (95 %) of a score, or of the paired difference of two, over its clusters."""
     terms = []
     for part, weight in ((score, 1.0), (minus, -1.0)):
