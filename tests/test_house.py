@@ -25,6 +25,7 @@ FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
     "11_retrieval.ipynb",
     "12_medical_imaging.ipynb",
     "15_gpu_optimised_core.ipynb",
+    "18_the_sources_made_right.ipynb",
     "99_report.ipynb",
 )
 CAPS = {

@@ -1,321 +1,316 @@
-# What happens when the sources' own formulas and listings are run?
+# Would you notice that a formula or a listing you copied is wrong?
 # The code of 18_the_sources_made_right.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
 
 # %% set-up
-from copy import deepcopy
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms.functional import to_pil_image, to_tensor
-from transformers import BatchEncoding, BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import to_tensor
+from transformers import BertConfig, BertModel
+from transformers import BertForSequenceClassification, BertForTokenClassification
 
 import mmkit
-from mmkit.models import CNN, Average, TextTransformer, WordTokenizer
+from mmkit.explain import pulls, slips
+from mmkit.models import CNN, Average, TextTransformer
+from mmkit.models.captioner import AttentionGRU
+from mmkit.models.text import vocabulary
+from mmkit.tasks.captioning import fact_scores
 from mmkit.teach import plots
 from mmkit.training import batches, seeded, stream
 
 # %% parameters
 pairs: int = 1024  # training pairs
-steps: int = 64  # steps of each small training
+steps: int = 64  # steps of each small training; the captioner gets three times as many
 few: int = 192  # pairs of the training that overfits
 noise: float = 0.5  # share of those pairs whose label is drawn anew
 epochs: int = 16  # passes over them
+repeats: int = 5  # seeds of that training
 seed: int = 0  # data order, first weights and noise, each from its own stream
 
 # %% data
-dataset = mmkit.load("scenes", both=0.0, train=pairs, val=300, test=500, ood=0, pool=8)
-task, slips = mmkit.tasks.Answering(dataset), []
-rows = {split: dataset.rows(split) for split in ("train", "val", "test")}
-x = {split: dataset.pixels(part) for split, part in rows.items()}
-question, caption = ({split: dataset.texts_of(part, role=role)[0] for split, part in rows.items()} for role in ("question", "caption"))
-words = WordTokenizer(question["train"] + caption["train"])
-asked, told = ({split: words(texts[::each]) for split, texts in kind.items()} for kind, each in ((question, 1), (caption, 2)))
-answer, heading, kind = ({split: dataset.labels(part, f"label_{name}") for split, part in rows.items()} for name in ("answer", "heading", "kind"))
+dataset = mmkit.load("scenes", both=0.0, train=pairs, val=300, test=500, ood=0, pool=512)
+task, words, found = mmkit.tasks.Answering(dataset), vocabulary(dataset), slips.Slips()
 
 
-def slip(where, what, measure, right, wrong=None, stops=None):
-    """Write down one slip: what it did, and the same number made right."""
-    slips.append({"where": where, "what": what, "measure": measure, "wrong": wrong, "right": right, "stops": stops})
-    print(f"{where} {what}: as printed {stops or f'{wrong:.2f}'}, made right {right:.2f} ({measure})")
+def load(split):
+    """Pixels x, captions, ids of the words asked and told, and labels of one split."""
+    rows = dataset.rows(split)
+    data = SimpleNamespace(rows=rows, x=dataset.pixels(rows))
+    data.captions = dataset.texts_of(rows, role="caption")[0][::2]  # the first of two
+    data.asked, data.told = words(dataset.texts_of(rows, role="question")[0]), words(data.captions)
+    data.bag = F.one_hot(data.asked, len(words)).sum(1).clamp(max=1).float()  # word there or not
+    names = "label_answer", "label_heading", "label_kind"
+    data.answer, data.heading, data.kind = (dataset.labels(rows, name) for name in names)
+    return data
+
+
+train, val, test = map(load, ("train", "val", "test"))
 
 # %% tools
-def caught(call, hide=""):
-    """Run what must stop; the type of its error, after printing the message."""
-    try:
-        call()
-    except Exception as error:  # whatever it is, it is the finding
-        print(f"{type(error).__name__}: {str(error).replace(hide, '') if hide else error}".splitlines()[0][:150])
-        return type(error).__name__
-    raise AssertionError("it was expected to stop, and ran")
-
-
-def fit(model, loss_of, count, *, size=64, lr=3e-3, steps=steps, held="", optimizer=torch.optim.AdamW, after=lambda step: None):
-    """Gradient steps on `loss_of(batch of positions)`; held: how the names of the parameters begin that the optimiser holds."""
-    optimizer = optimizer([p for name, p in model.named_parameters() if name.startswith(held)], lr=lr)
-    for step, part in zip(range(steps), batches(torch.arange(count), size, stream(seed, "order"))):
+def fit(model, loss_of, count, optimizer=None, *, steps=steps, size=64, order="order"):
+    """Gradient steps on `loss_of(p)`, p the positions of a batch. Returns the loss at each step."""
+    optimizer, losses = optimizer or AdamW(model.parameters(), lr=3e-3), []
+    model.train()
+    for _, p in zip(range(steps), batches(torch.arange(count), size, stream(seed, order))):
         optimizer.zero_grad()
-        loss_of(model.train(), part).backward()
+        loss = loss_of(p)
+        loss.backward()
         optimizer.step()
-        after(step)
-    return model.eval()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def accuracy(logits, target):
+    return (logits.argmax(1) == target).float().mean().item()
 
 # %% guess
-guess = 0.5
+guess = {"stop": 12, "right": 0.5}
 
 # %% guess-check
-assert 0 <= guess <= 1, f"a share lies between 0 and 1, got {guess}"
-print(f"noted: {guess:.0%}")
+assert guess["stop"] in range(17), f"a number of slips, 0 to 16, got {guess['stop']}"
+assert 0 <= guess["right"] <= 1, f"a share lies between 0 and 1, got {guess['right']}"
 
 # %% signs
-def likelihood(z, y):
-    return y * F.logsigmoid(z) + (1 - y) * F.logsigmoid(-z)  # the bracket of (2), from logits z
-
-
-hits, losses = {}, {
-    "minus sign twice": lambda z, y: -(-likelihood(z, y)).mean(),
-    "no minus sign": lambda z, y: likelihood(z, y).mean(),
-    "label used as a factor": lambda z, y: -(y * F.logsigmoid(z)).mean(),
+# The bracket of (2), from logits z.
+likelihood = lambda z, y: y * F.logsigmoid(z) + (1 - y) * F.logsigmoid(-z)
+LOSSES = {
+    "two minus signs": lambda z, y: -(-likelihood(z, y)).mean(),  # (1)
+    "no minus sign": lambda z, y: likelihood(z, y).mean(),  # (2)
+    "label used as a factor": lambda z, y: -(y * F.logsigmoid(z)).mean(),  # (3)
     "right": lambda z, y: -likelihood(z, y).mean(),
 }
-bag = {split: F.one_hot(ids, len(words)).sum(1).clamp(max=1).float() for split, ids in asked.items()}
-bag = {split: values - bag["train"].mean(0) for split, values in bag.items()}
-named = {split: (part == dataset.classes("label_kind").index("text")).float() for split, part in kind.items()}
-for name, loss in losses.items():
-    linear = fit(seeded(seed, "linear", nn.Linear, len(words), 1), lambda m, part, loss=loss: loss(m(bag["train"][part])[:, 0], named["train"][part]), pairs, size=pairs, lr=1.0, optimizer=torch.optim.SGD)
-    hits[name] = ((linear(bag["test"])[:, 0] > 0) == named["test"].bool()).float().mean().item()
-for where, name in zip(("D §4.1", "D §4.2", "C §4.2"), losses):
-    slip(where, name, "accuracy", hits["right"], hits[name])
-z, y = torch.tensor([4.0, -4.0]), torch.tensor([1.0, 0.0])
-wrong = [name for name, loss in losses.items() if not loss(z, y) < loss(-z, y) or not torch.isclose(loss(-z, y), F.binary_cross_entropy_with_logits(-z, y))]
-assert wrong == list(losses)[:3], "the test: a right answer costs less than a wrong one, and a wrong one as much as the library says"
+z, y = torch.tensor([-4.0, 4.0]), torch.tensor([0.0, 1.0])  # logits on the right side, labels
+for name, loss in LOSSES.items():
+    less = [bool(loss(z[i], y[i]) < loss(-z[i], y[i])) for i in (0, 1)]
+    print(f"{name}: a right answer costs less in class 0: {less[0]}, in class 1: {less[1]}")
+    assert all(less) == (name == "right"), "the test: the three printed losses fail it"
+
+# %% signs-trained
+x, x_test = (data.bag - train.bag.mean(0) for data in (train, test))
+y, y_test = (data.kind == dataset.classes("label_kind").index("text") for data in (train, test))
+hits, losses = {}, {}
+for name, loss in LOSSES.items():
+    linear = seeded(seed, "linear", nn.Linear, len(words), 1)
+    sgd = torch.optim.SGD(linear.parameters(), lr=1.0)
+    losses[name] = fit(linear, lambda p: loss(linear(x[p])[:, 0], y[p].float()), pairs, sgd)
+    hits[name] = ((linear(x_test)[:, 0] > 0) == y_test).float().mean().item()
+for where, name in zip(("D §4.1", "D §4.2", "C §4.2"), LOSSES):
+    found.add(where, name, "accuracy", hits[name], hits["right"], losses[name])
 
 # %% reconstruction
-table = torch.randn(12, 8, generator=stream(seed, "table"))  # E: 12 words, 8 numbers each
-printed_loss = {scale: F.cross_entropy(scale * table @ table.T, torch.arange(12)).item() for scale in (1.0, 2.0, 4.0)}  # (4) of the guesses scale * e
-right_loss = {scale: ((scale - 1) * table).square().mean().item() for scale in printed_loss}  # (5)
-r2 = {scale: 1 - right_loss[scale] / (table - table.mean(0)).square().mean().item() for scale in printed_loss}
-print("scale, loss (4), loss (5), R²:", *(f"{scale:g}: {printed_loss[scale]:.4f}, {right_loss[scale]:.2f}, {r2[scale]:.2f};" for scale in r2))
-slip("C §4.1", "reconstruction loss = MLM loss", "R² of the embedding", *(r2[min(loss, key=loss.get)] for loss in (right_loss, printed_loss)))
-assert right_loss[1.0] == 0 < printed_loss[1.0], "the test: no gap costs nothing"
+actual = torch.randn(12, 8, generator=stream(seed, "table"))  # e: 12 words, 8 numbers each
+gap = lambda guessed: (guessed - actual).square().sum(1).mean()  # (5)
+mlm = lambda guessed: F.cross_entropy(guessed @ actual.T, torch.arange(12))  # (4)
+r2 = {}
+for loss in (mlm, gap):
+    table = seeded(seed, "guesses", nn.Embedding, 12, 8)
+    losses[loss] = fit(table, lambda p: loss(table.weight), 12, AdamW(table.parameters(), lr=0.2))
+    r2[loss] = 1 - (gap(table.weight) / gap(actual.mean(0))).item()
+found.add("C §4.1", "reconstruction = MLM loss", "R²", r2[mlm], r2[gap], losses[mlm])
+assert gap(actual) == 0 < mlm(actual), "the test: no gap costs nothing"
 
 # %% separates
 image, text = seeded(seed, "image", CNN), seeded(seed, "text", TextTransformer, len(words))
-joint, *apart = (task.build(parts, seed=seed) for parts in ({"image": image, "text": text}, {"image": image}, {"text": text}))
-some, w, y = x["train"][:64], asked["train"][:64], answer["train"][:64]
-objectives = {name: lambda w, models=models: sum(F.cross_entropy(model({"image": some, "text": w}), y) for model in models) for name, models in (("(6)", apart), ("(7)", [joint]))}
-gradient, moved = lambda loss: torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*image.parameters()])]), {}
-for name, objective in objectives.items():
-    own, other = gradient(objective(w)), gradient(objective(w.roll(1, 0)))  # other: each image beside another's text
-    moved[name] = ((own - other).norm() / own.norm()).item()
-slip("A §4.2", "joint objective separates", "text's effect on the image gradient", moved["(7)"], moved["(6)"])
-assert moved["(6)"] < 1e-5 < 0.01 < moved["(7)"], "the test of coupling: exchange the texts, and the image encoder's gradient moves"
-
-# %% captioning-as-printed
-small = dict(vocab_size=len(words), hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)
-tagger = BertForTokenClassification(BertConfig(**small)).eval()
-caught(lambda: exec("model_v.fc = torch.nn.Linear(2048, 256)", {}))
-with TemporaryDirectory() as folder:
-    caught(lambda: ImageFolder(folder), hide=folder)
-    for name in "ab":
-        Path(folder, name).mkdir()
-        to_pil_image(x["train"][0]).save(Path(folder, name, "0.png"))
-    target = torch.tensor(ImageFolder(folder).targets)
-print(f"targets {target.tolist()}; against 256 outputs the loss starts at {F.cross_entropy(torch.zeros(2, 256), target):.2f} = ln 256")
-photo_error = caught(lambda: tagger(torch.rand(4, 3, 224, 224)))
-print("given texts, it returns", tuple(tagger(told["train"][:4]).logits.shape), "= (texts, words, 2 tags): no vocabulary to write with")
-slip("A §5.2", "folder numbers as captions", "outputs that can be right", told["train"].unique().count_nonzero().item() / len(words), len(target.unique()) / 256)
-
-# %% caption-decoder
-class Captioner(nn.Module):
-    """Logits of each word given the photo and the words before it; `write` goes on from its own words. Word 2 starts a text."""
-
-    def __init__(self, width=96):
-        super().__init__()
-        self.image, self.start = CNN(), nn.Linear(128, width)
-        self.words, self.body, self.out = nn.Embedding(len(words), width), nn.GRU(width, width, batch_first=True), nn.Linear(width, len(words))
-
-    def forward(self, photos, ids):
-        before = F.pad(ids[:, :-1], (1, 0), value=2)
-        return self.out(self.body(self.words(before), self.start(self.image(photos).summary)[None])[0])
-
-    @torch.inference_mode()
-    def write(self, photos, length):
-        ids = torch.zeros(len(photos), length, dtype=torch.int64)
-        for place in range(length):
-            ids[:, place] = self(photos, ids[:, : place + 1])[:, -1].argmax(1)
-        return ids
-
-# %% captioning-right
-def next_word(m, part):
-    return F.cross_entropy(m(x["train"][part], told["train"][part]).flatten(0, 1), told["train"][part].flatten(), ignore_index=0)
+joint = task.build({"image": image, "text": text}, seed=seed)
+apart = [task.build(parts, seed=seed) for parts in ({"image": image}, {"text": text})]
 
 
-captioner, real = fit(seeded(seed, "captioner", Captioner), next_word, pairs), told["test"][:100]
-written, vary = captioner.write(x["test"][:100], real.shape[1]), (real != real[0]).any(0)  # vary: places that differ between captions
-right, shuffled = ((text == real)[:, vary].float().mean().item() for text in (written, written.roll(1, 0)))
-print("written:", *words.words(written[0]), "\nreal:   ", *words.words(real[0]), f"\nwith another photo's caption {shuffled:.2f} of the content words are right")
-slip("A §5.2", "photos given to a token classifier", "content words right", right, stops=photo_error)
-later = torch.cat([real[:2, :5], torch.full_like(real[:2, 5:], 3)], 1)
-assert torch.allclose(*(captioner(x["test"][:2], ids)[:, :6] for ids in (real[:2], later))), "the test: a word's logits do not change with the words that come after"
-
-# %% fusion
-def listing():
-    """The two models of E; the kit's ensemble joins them by the mean of their log-probabilities."""
-    return Average([task.build({name: seeded(seed, name, *kind)}, seed=seed) for name, kind in (("text", (TextTransformer, len(words))), ("image", (CNN,)))])
+def pull(models, ids, some=slice(64)):
+    """Gradient of the sum of the models' losses for the image encoder, as one vector."""
+    shown, y = {"image": train.x[some], "text": ids[some]}, train.answer[some]
+    return pulls.pull(sum(F.cross_entropy(model(shown), y) for model in models), image)
 
 
-inputs = lambda split, part=slice(None): {"image": x[split][part], "text": asked[split][part]}
+moved = {}
+for name, models in (("(6)", apart), ("(7)", [joint])):
+    g, exchanged = pull(models, train.asked), pull(models, train.asked.roll(1, 0))
+    moved[name] = ((g - exchanged).norm() / g.norm()).item()
+found.add("A §4.2", "joint objective separates", "effect of the text", moved["(6)"], moved["(7)"])
+assert moved["(6)"] < 1e-5 < 0.01 < moved["(7)"], "the test of coupling"
+
+# %% models
+def inputs(data, p=slice(None)):
+    return {"image": data.x[p], "text": data.asked[p]}
 
 
-def accuracy(model, split):
-    with torch.no_grad():
-        return (model(inputs(split)).argmax(1) == answer[split]).float().mean().item()
+def answer_loss(model, data):
+    return lambda p: F.cross_entropy(model(inputs(data, p)), data.answer[p])
 
 
-stops = [caught(lambda: to_tensor(question["train"][0])), caught(lambda: tagger(told["train"][:4]) + torch.rand(4, 1000))]
+def listing(seed):
+    """E's two models; `Average` takes the mean of their log-probabilities."""
+    text, image = seeded(seed, "text", TextTransformer, len(words)), seeded(seed, "image", CNN)
+    return Average([task.build(parts, seed=seed) for parts in ({"text": text}, {"image": image})])
 
-# %% fusion-right
-scores, before = {}, listing().state_dict()
-for name, held in (("text model", "members.0"), ("text and image model", "members")):
-    both = fit(listing(), lambda m, part: F.cross_entropy(m(inputs("train", part)), answer["train"][part]), pairs, held=held)
-    still = [key for key, value in both.state_dict().items() if torch.equal(value, before[key])]
-    scores[name] = accuracy(both, "test")
-    print(f"the optimiser holds the {name}: {len(still)} of {len(before)} tensors never moved")
-assert not still, f"the test of reach: after training every tensor has moved; these have not: {still}"
-for what, error in zip(("image transform on a text", "loss = sum of two models' outputs"), stops):
-    slip("E §5.2", what, "accuracy", scores["text and image model"], stops=error)
-slip("E §5.2", "image model not in the optimiser", "accuracy", scores["text and image model"], scores["text model"])
+# %% optimiser
+scores, still = {}, {}
+for name in ("as printed", "made right"):
+    both, start = listing(seed), listing(seed).state_dict()
+    held = both.members[0] if name == "as printed" else both  # what the optimiser is given
+    losses[name] = fit(both, answer_loss(both, train), pairs, AdamW(held.parameters(), lr=3e-3))
+    scores[name] = accuracy(both(inputs(test)), test.answer)
+    still[name] = sum(tensor.equal(start[key]) for key, tensor in both.state_dict().items())
+    print(f"{name}: {still[name]} of {len(start)} tensors never moved")
+what, (alone, fused) = "image model not in the optimiser", scores.values()
+found.add("E §5.2", what, "accuracy", alone, fused, losses["as printed"])
+assert still["as printed"] > still["made right"] == 0, "the test of reach"
 
-# %% text-as-printed
-ids, label = told["train"], heading["train"]
-loader = DataLoader((BatchEncoding({"input_ids": ids, "attention_mask": ids > 0}), label), batch_size=32, sampler=(1, 0))  # an order that shuffle=True may draw
-print(f"C's loader: {len(loader.dataset)} items for {len(ids)} texts")
-tuple_error = caught(lambda: next(iter(loader)))
-hidden = seeded(seed, "bert", BertModel, BertConfig(**small)).eval()(ids[:32])[0]
-caught(lambda: F.cross_entropy(hidden, label[:32]))
-head_error = caught(lambda: (hidden.argmax(dim=1) == label[:32]).float().mean())
-print(f"with one text a batch it runs, and the accuracy it prints is {(hidden[:1].argmax(dim=1) == label[:1]).float().mean():.2f}")
-third_error = caught(lambda: BertForSequenceClassification(BertConfig(**small))(ids[:4]).logits.argmax(dim=2))
+# %% captions
+captioning = mmkit.tasks.Captioning(dataset)
+parts = {"image": seeded(seed, "image", CNN)}
+parts["text"] = seeded(seed, "decoder", AttentionGRU, len(captioning.words))
+captioner, ids = captioning.build(parts, seed=seed), captioning.words(train.captions)
+fit(captioner, lambda p: captioner({"image": train.x[p]}, ids[p]), pairs, steps=3 * steps)
+written = captioning.predict(captioner, {"image": test.x})  # the loss was that of the next word
+facts = lambda texts: fact_scores(texts, [[text] for text in test.captions])["facts"].items
+told, exchanged = facts(written), facts(written[1:] + written[:1]).mean()
+for item in (told.argmax(), told.argmin()):
+    print(f"written: {written[item]}\nreal:    {test.captions[item]}")
+print(f"facts told right {told.mean():.2f}, with the next photo's caption {exchanged:.2f}")
+own, other = (captioner({"image": train.x[:64].roll(by, 0)}, ids[:64]) for by in (0, 1))
+assert abs(own - other) > 1e-6, "the test of captions"
 
-# %% text-right
-paired, classes = TensorDataset(ids, label), lambda m, ids: m(ids, attention_mask=(ids > 0).long()).logits
-classifier = seeded(seed, "classifier", BertForSequenceClassification, BertConfig(**small, num_labels=4))
-fit(classifier, lambda m, part: F.cross_entropy(classes(m, paired[part][0]), paired[part][1]), pairs, size=32)
-with torch.no_grad():
-    hit = (classes(classifier, told["test"]).argmax(1) == heading["test"]).float().mean().item()
-    padded = torch.allclose(classes(classifier, F.pad(ids[:8], (0, 4))), classes(classifier, ids[:8]), atol=1e-5)
-for where, what, error in zip("CCD", ("loader over a tuple", "argmax over the words, no head", "argmax over a third dimension"), (tuple_error, head_error, third_error)):
-    slip(f"{where} §5.2", what, "accuracy", hit, stops=error)
-assert len(DataLoader(paired, batch_size=32)) == -(-pairs // 32) and classes(classifier, ids[:3]).shape == (3, 4) and padded, "the tests: items, shape, padding"
+# %% folders
+photos, target = slips.from_folders(train.x[:few], train.heading[:few])  # by ImageFolder
+model_v = seeded(seed, "folders", lambda: nn.ModuleDict({"cnn": CNN(), "fc": nn.Linear(128, 256)}))
+see = lambda x: model_v.fc(model_v.cnn(x).summary)
+losses = fit(model_v, lambda p: F.cross_entropy(see(photos[p]), target[p]), few)
+print("of 256 outputs it ever gives", see(test.x).argmax(1).unique().tolist())
+named = accuracy(see(test.x), test.heading) / 7
+found.add("A §5.2", "folder numbers as captions", "facts told", named, told.mean(), losses)
+
+# %% classifier
+small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_labels": 4}
+bert = BertConfig(vocab_size=len(words), intermediate_size=128, **small)
+classifier = seeded(seed, "classifier", BertForSequenceClassification, bert)
+classify = lambda ids: classifier(ids, attention_mask=(ids > 0).long()).logits
+fit(classifier, lambda p: F.cross_entropy(classify(train.told[p]), train.heading[p]), pairs)
+hit, ids = accuracy(classify(test.told), test.heading), test.told[:32]
+assert classify(ids).shape == (32, 4), "the test: one answer an item"
+assert classify(F.pad(ids, (0, 4))).allclose(classify(ids), atol=1e-5), "the test: padding"
+
+# %% stops
+def stop(source, what, line, right, measure="accuracy"):
+    """Run a printed line with the variables of this notebook; right: the number made right."""
+    print(f"{source}: {line}")
+    found.add(f"{source} §5.2", what, measure, slips.error_of(line, globals()), right)
+
+
+model_t, img, labels = BertForTokenClassification(bert), test.x[:4].float(), test.heading[:32]
+stop("A", "photos to a token classifier", "t_outputs = model_t(img)", told.mean(), "facts told")
+train_loader = DataLoader(({"input_ids": ids}, labels), batch_size=32, sampler=(1, 0))
+stop("C", "data loader over a tuple", "for batch in train_loader: inputs, labels = batch", hit)
+logits = BertModel(bert)(ids)[0]
+stop("C", "argmax over words, no head", "acc = (logits.argmax(dim=1) == labels).float()", hit)
+outputs = classifier(ids)
+stop("D", "argmax over a third dimension", "batch_preds = outputs.logits.argmax(dim=2)", hit)
+self, text = SimpleNamespace(transform=to_tensor), test.captions[0]
+stop("E", "image transform on a text", "text = self.transform(text)", fused)
+outputs, image_outputs = model_t(ids), torch.rand(32, 1000)
+stop("E", "loss = sum of two models' outputs", "loss = outputs + image_outputs", fused)
 
 # %% stopping
-model, drawn, log = listing(), stream(seed, "noise"), []
-noisy = torch.where(torch.rand(few, generator=drawn) < noise, torch.randint(0, 4, (few,), generator=drawn), answer["train"][:few])
+def overfit(seed):
+    """After each epoch the accuracy on noisy training pairs, validation and test items."""
+    model, drawn, log = listing(seed), stream(seed, "noise"), []
+    redrawn = torch.rand(few, generator=drawn) < noise
+    y = torch.where(redrawn, torch.randint(4, (few,), generator=drawn), train.answer[:few])
+    noisy = SimpleNamespace(x=train.x[:few], asked=train.asked[:few], answer=y)
+    loss, adam = answer_loss(model, noisy), AdamW(model.parameters(), lr=3e-3)
+    for epoch in range(epochs):
+        fit(model, loss, few, adam, steps=few // 32, size=32, order=f"{seed} {epoch}")
+        log.append([accuracy(model(inputs(data)), data.answer) for data in (noisy, val, test)])
+    return log
 
 
-def validate(step):
-    if (step + 1) % (few // 32) == 0:
-        log.append((accuracy(model.eval(), "val"), deepcopy(model.state_dict())))
-
-
-fit(model, lambda m, part: F.cross_entropy(m(inputs("train", part)), noisy[part]), few, size=32, steps=epochs * (few // 32), after=validate)
-with torch.no_grad():
-    on_train, last = (model(inputs("train", slice(few))).argmax(1) == noisy).float().mean().item(), accuracy(model, "test")
-model.load_state_dict(max(log, key=lambda kept: kept[0])[1])
-slip("C §5.2", "scored on the training pairs", "accuracy", last, on_train)
-slip("B §2.3, E §3.2", "early stopping absent", "accuracy", accuracy(model, "test"), last)
-assert accuracy(model, "val") == max(score for score, _ in log), "the test: what is kept has the best validation score of the run"
+keep = lambda scores: scores.index(max(scores))  # the epoch whose weights are kept
+assert keep([0.3, 0.7, 0.6]) == 1, "the test of stopping: the best epoch, not the last"
+logs = [overfit(seed + more) for more in range(repeats)]
+on_train, _, last = zip(*(log[-1] for log in logs))
+best = [log[keep([val for _, val, _ in log])][2] for log in logs]  # validation decides
+found.add("C §5.2", "scored on the training pairs", "accuracy", on_train, last)
+found.add("B §2.3, E §3.2", "early stopping absent", "accuracy", last, best)
+assert not {*train.rows} & {*test.rows}, "the test of scores: no training item is scored"
 
 # %% table
-printed = """
-B-LOC 0.926 0.906 0.916 1668; I-LOC 0.900 0.805 0.850 257; B-MISC 0.875 0.856 0.865 702; I-MISC 0.838 0.782 0.809 216; B-ORG 0.914 0.898 0.906 1661
-I-ORG 0.911 0.894 0.902 835; B-PER 0.964 0.957 0.960 1617; I-PER 0.983 0.980 0.982 1156; O 0.993 0.995 0.994 38323
-"""
+ROWS = """B-LOC 0.926 0.906 0.916 1668; I-LOC 0.900 0.805 0.850 257; B-MISC 0.875 0.856 0.865 702
+; I-MISC 0.838 0.782 0.809 216; B-ORG 0.914 0.898 0.906 1661; I-ORG 0.911 0.894 0.902 835
+; B-PER 0.964 0.957 0.960 1617; I-PER 0.983 0.980 0.982 1156; O 0.993 0.995 0.994 38323"""
 three = ["precision", "recall", "f1"]
-ner = pd.DataFrame([row.split() for row in printed.replace(";", "\n").strip().splitlines()], columns=["tag", *three, "support"]).set_index("tag").astype(float)
-averages = pd.DataFrame({"micro": [0.973] * 3, "macro": [0.923, 0.897, 0.909], "weighted": [0.973] * 3}, index=three).T
+ner = pd.DataFrame([row.split() for row in ROWS.split(";")], columns=["tag", *three, "support"])
+ner = ner.set_index("tag").astype(float)
 
 
 def micro(rows):
     """Precision, recall and F1 of all tokens of these rows, equation (8)."""
     hits = rows["recall"] * rows["support"]
-    precision, recall = hits.sum() / (hits / rows["precision"]).sum(), hits.sum() / rows["support"].sum()
+    given, there = hits / rows["precision"], rows["support"]
+    precision, recall = hits.sum() / given.sum(), hits.sum() / there.sum()
     return [precision, recall, 2 * precision * recall / (precision + recall)]
 
 
-again = pd.DataFrame({"micro": micro(ner), "macro": ner[three].mean(), "weighted": ner[three].T @ ner["support"] / ner["support"].sum()}, index=three).T
-print(pd.concat({"printed": averages, "from the class rows": again}, axis=1).to_string(float_format="%.3f"))
+share = ner["support"] / ner["support"].sum()
+again = {"micro": micro(ner), "macro": ner[three].mean(), "weighted": ner[three].T @ share}
+printed = {"micro": [0.973] * 3, "macro": [0.923, 0.897, 0.909], "weighted": [0.973] * 3}
+tables = [pd.DataFrame(rows, index=three).T for rows in (printed, again)]
+print(pd.concat(tables, axis=1, keys=["printed", "from rows"]).to_string(float_format="%.3f"))
 
 # %% table-test
-share, half = ner["support"] / ner["support"].sum(), 0.0005  # half of the last printed digit
-low, high = (((ner["recall"] + step) @ share).item() for step in (-half, half))
-print(f"support {ner['support'].sum():.0f}, {share['O']:.3f} of it O; the class rows allow an accuracy of {low:.4f} to {high:.4f}, printed is {averages.loc['micro', 'recall']:.3f}")
-assert (again - averages).loc["macro"].abs().max() < 2 * half and not low <= averages.loc["micro", "recall"] <= high
-slip("D §5.4", "a tag table for sentiment", "micro F1; right: without O", micro(ner.drop("O"))[2], averages.loc["micro", "f1"])
+low, high = (((ner["recall"] + half) @ share).item() for half in (-0.0005, 0.0005))  # rounding
+print(f"{share['O']:.3f} of the tokens are O; accuracy {low:.4f} to {high:.4f}, printed 0.973")
+assert abs(tables[1] - tables[0]).loc["macro"].max() < 0.001, "macro follows from the rows"
+assert not low <= 0.973 <= high, "the test: micro and weighted do not"
+found.add("D §5.4", "a tag table for sentiment", "F1", 0.973, micro(ner.drop("O"))[2])
 
 # %% slips-figure
-silent = [entry for entry in slips if entry["stops"] is None]
-text = f"{len(slips) - len(silent)} of the {len(slips)} slips measured here stop with an error, {len(silent)} run to the end and give another number"
-rest = "; ".join(f"{entry['what']}: {entry['stops'] or format(entry['wrong'], '.2f')}, right {entry['right']:.2f}" for entry in slips)
-with plots.figure(width=9.5, height=6.2, alt=f"One line a slip, from the number as printed to the number made right. {text}. {rest}.",
-                  caption=f"{text}. Crosses: as printed; an arrow means off the axis. Dots: made right. The grey words say which number.") as axes:
-    for place, entry in enumerate(reversed(slips)):
-        if entry["stops"]:
-            axes.annotate(f"stops: {entry['stops']}", (0.01, place), va="center", fontsize=8.5, color=plots.VERMILION)
-        else:
-            axes.plot([max(entry["wrong"], 0), entry["right"]], [place, place], color=plots.GREY, linewidth=1.2)
-            axes.plot(max(entry["wrong"], 0), place, "x" if entry["wrong"] >= 0 else "<", color=plots.VERMILION, markersize=8, markeredgewidth=2, zorder=3, clip_on=False)
-        axes.plot(entry["right"], place, "o", color=plots.BLUE, markersize=8, clip_on=False)
-        axes.annotate(entry["measure"], (1.04, place), va="center", fontsize=8, color=plots.GREY, annotation_clip=False)
-    axes.set_yticks(range(len(slips)), [f"{entry['what']}  ({entry['where']})" for entry in reversed(slips)], fontsize=8.5)
-    axes.set(xlim=(0, 1.0), ylim=(-0.6, len(slips) - 0.4), xlabel="the number named at the right")
+silent, stopped, (fell, tried) = found.silent, found.stopped, found.fell()
+caption = f"""{len(stopped)} of {len(found)} slips stop with an error, {len(silent)} run to the end.
+{tried} of these were trained as printed, and in {fell} the loss fell."""
+size = {"width": 10, "height": 6.4, "gridspec_kw": {"height_ratios": [len(silent), len(stopped)]}}
+with plots.figure(2, alt=f"{caption} {found}", caption=caption, **size) as (above, below):
+    slips.draw_silent(above, silent, wrong=plots.VERMILION, right=plots.BLUE, grey="0.3")
+    slips.draw_stopped(below, stopped, wrong=plots.VERMILION)
 
-# %% entity-scores
-def entity_scores(rows):
-    """(precision, recall, F1) of all tags but O, pooled; rows: (tag, precision, recall, support)."""
-    hits, given, there = (sum(values) for values in zip(*((r * n, r * n / p, n) for tag, p, r, n in rows if tag != "O")))
-    precision, recall = hits / given, hits / there
-    return precision, recall, 2 * precision * recall / (precision + recall)
+# %% passes
+def passes(loss):
+    """Whether, for either class, an answer on the right side costs less than its mirror image."""
+    answers = [(torch.tensor([8 * y - 4]), torch.tensor([y])) for y in (0.0, 1.0)]
+    return all(bool(loss(z, y) < loss(-z, y)) for z, y in answers)
 
-# %% entity-scores-check
-def rounded(*rows):
-    return [round(value, 4) for value in entity_scores(list(rows))]
-
-
-assert rounded(("B-PER", 0.5, 1.0, 10), ("O", 0.9, 0.9, 1000)) == [0.5, 1.0, 0.6667], "one entity tag alone keeps its own precision and recall"
-assert rounded(("B-PER", 1.0, 0.5, 100), ("B-LOC", 0.2, 1.0, 20))[0] == 0.4667, "70 of the 150 tokens given a tag are hits: precision 0.4667"
-assert rounded(("B-PER", 1.0, 0.5, 100), ("B-LOC", 0.2, 1.0, 20))[1:] == [0.5833, 0.5185], "recall is 70 of 120; F1 is that of the pooled values"
-assert rounded(("O", 0.9, 0.9, 1000), ("B-PER", 0.8, 0.4, 50), ("I-PER", 0.5, 0.6, 5)) == [0.7419, 0.4182, 0.5349], "O may stand anywhere"
-print("of the printed table: precision {:.3f}, recall {:.3f}, F1 {:.3f}".format(*entity_scores(list(zip(ner.index, ner["precision"], ner["recall"], ner["support"])))))
+# %% passes-check
+assert passes(LOSSES["right"]), "the loss with one minus sign passes"
+assert not any(map(passes, list(LOSSES.values())[:3])), "the three printed losses fail"
+assert passes(lambda z, y: (torch.sigmoid(z) - y).square().mean()), "a squared error is a loss"
+assert passes(lambda z, y: F.relu(1 - (2 * y - 1) * z).mean()), "the hinge loss is a loss"
+assert not passes(lambda z, y: z.new_zeros(())), "a constant teaches nothing"
+assert not passes(lambda z, y: -((1 - y) * F.logsigmoid(-z)).mean()), "class 1 weighs nothing"
 
 # %% unreached
 def unreached(optimizer, **modules):
     """Sorted names of the modules with a trainable parameter that the optimiser does not hold."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return sorted(name for name, module in modules.items() if any(p.requires_grad and id(p) not in held for p in module.parameters()))
+    free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in modules.items()}
+    return sorted(name for name, params in free.items() if not held.issuperset(map(id, params)))
 
 # %% unreached-check
-text_part, image_part = nn.Linear(2, 2), nn.Linear(2, 2)
-optimizer = torch.optim.AdamW(text_part.parameters())
-assert unreached(optimizer, model=text_part, image_model=image_part) == ["image_model"], "E's optimiser holds the text model alone"
-optimizer.add_param_group({"params": image_part.parameters()})
-assert unreached(optimizer, model=text_part, image_model=image_part) == [], "a second parameter group counts"
-assert unreached(torch.optim.AdamW([text_part.weight, image_part.weight]), b=text_part, a=image_part) == ["a", "b"], "one parameter left out is enough; names are sorted"
-assert unreached(optimizer, frozen=nn.Linear(2, 2).requires_grad_(False)) == [], "a frozen module is meant to stay"
-assert unreached(optimizer, twin=deepcopy(text_part)) == ["twin"], "equal values are not the same parameter"
-print("left out by E's optimiser:", unreached(torch.optim.AdamW(both.members[0].parameters()), text=both.members[0], image=both.members[1]))
+one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+optimizer = AdamW(one.parameters())
+assert unreached(optimizer, model=one, image_model=two) == ["image_model"], "E's optimiser"
+optimizer.add_param_group({"params": two.parameters()})
+assert unreached(optimizer, model=one, image_model=two) == [], "a second parameter group counts"
+some, rest = AdamW([one.weight, two.weight]), nn.Linear(2, 2).requires_grad_(False)
+assert unreached(some, b=one, a=two) == ["a", "b"], "one left out is enough; names are sorted"
+assert unreached(optimizer, frozen=rest) == [], "a frozen module is meant to stay"
 
 # %% findings
-display(Markdown(
-    f"* {text}.\n* Trained with the minus sign twice, a model that could have {hits['right']:.0%} right has **{hits['minus sign twice']:.0%}**; your guess was {guess:.0%}.\n"
-    f"* With E's optimiser the listing ends at {scores['text model']:.2f} instead of **{scores['text and image model']:.2f}**, without a message.\n"
-    f"* On {few} pairs with a share of {noise:g} of the labels drawn anew, the score on the training pairs is {on_train:.2f}, the test score {last:.2f}, and with early stopping **{accuracy(model, 'test'):.2f}**.\n"
-    f"* D's micro F1 is printed as {averages.loc['micro', 'f1']:.3f}; its class rows give {again.loc['micro', 'f1']:.3f}; without O they give **{micro(ner.drop('O'))[2]:.3f}**. A tagger that only says O has an accuracy of {share['O']:.3f}."
-))
+lines = [f"The run would not have told her. {caption} You guessed that {guess['stop']} would stop."]
+lines += [f"{slip}." for slip in silent]
+lines[1] += f" You guessed {guess['right']:.0%}."
+display(Markdown("\n".join(f"* {line}" for line in lines)))
