@@ -68,7 +68,7 @@ def test_images_come_back_from_folders_as_they_were_sorted_by_label():
     found, numbers = from_folders(pixels, labels)
     order = labels.argsort(stable=True)
     assert torch.equal(found, pixels[order])
-    expected = torch.tensor([0, 2, 11]).searchsorted(labels[order])
+    expected = torch.searchsorted(torch.tensor([0, 2, 11]), labels[order])
     assert torch.equal(numbers, expected), "a folder's number, not its name: 11 comes after 2"
 
 
