@@ -55,6 +55,9 @@ NEAR = {
     "Split": "split", "SPLIT": "split", "splits": "split", "fold": "split", "data set": "split", "subset": "split",
     "splt": "split", "patient_id": "group", "PatientID": "group", "Subject": "group", "Group": "group",
     "groups": "group", "study-id": "group",
+    "data_split": "split", "split_name": "split", "train_val_test_split": "split", "cv_fold": "split",
+    "patient_uid": "group", "pid": "group", "MRN": "group", "StudyInstanceUID": "group", "accession_no": "group",
+    "cluster": "group", "lang_code": "language", "report_language": "language", "lng": "language",
     "Language": "language", "lang": "language", "Labels": "label", "Label": "label", "LABEL_kind": "label",
 }  # fmt: skip
 
@@ -67,6 +70,29 @@ def test_a_column_of_a_nearly_right_name_is_asked_about(column, photos, data_roo
     with pytest.raises(MmkitError) as error:
         adding(photos, with_column(column, ["a"] * 10))
     assert message in str(error.value) and not data_root.exists()
+
+
+@pytest.mark.parametrize("column", ["phase", "usage", "tvt", "用途", "x"])
+def test_a_column_that_holds_splits_is_asked_about_whatever_its_name(column, photos, data_root):
+    text = with_column(column, ["Train"] * 7 + ["dev", "", "TEST"])
+    with pytest.raises(MmkitError, match=f"a column '{column}', which looks like 'split': use it with --column split="):
+        adding(photos, text)
+    assert not data_root.exists()
+    adding(photos, with_column(column, ["train"] * 10))  # a word that all rows hold parts nothing
+    named = with_column(f"split,{column}", ["train,test"] * 9 + ["val,train"])
+    assert adding(photos, named, force=True)["splits"] == {"train": 9, "val": 1}, "the table's own split comes first"
+
+
+def test_splits_of_other_words_are_understood_or_said(photos):
+    card = adding(photos, with_column("split", ["Training"] * 6 + ["validation", "testing", "eval", "ood_night"]))
+    assert card["splits"] == {"train": 6, "val": 1, "test": 1, "eval": 1, "ood_night": 1}
+    assert card["notes"] == ["splits that nothing is learnt from or scored on: eval"]
+
+
+def test_a_label_of_1_and_minus_1_is_said_to_be_half_unknown(photos):
+    card = adding(photos, with_column("label_sick", ["+1", "-1"] * 5))
+    assert card["notes"] == ["1 and -1, of which -1 is read as unknown; write 0 for no: label_sick"]
+    assert not adding(photos, with_column("label_sick", ["1", "-1", "0"] * 3 + ["1"]), force=True)["notes"]
 
 
 def test_a_column_of_a_nearly_right_name_is_used_when_it_is_said(photos):
@@ -89,6 +115,7 @@ def test_blanks_in_the_header_and_empty_rows_are_no_names_and_no_captions(photos
     assert adding(photos, text)["splits"] == {"train": 9, "val": 1}
 
 
+WRITTEN = HEAD + "".join(f'p{n}.png,"{{0}}"\n' if n == 3 else f"p{n}.png,[laughs] a\n" for n in range(10))
 OPEN = HEAD + 'p0.png,"two\nlines"\np1.png,"open\n' + ALL
 TABLES = {
     "1 images named in the table are not in": ("captions.csv", f"{HEAD}{'1' * 300},a caption in the wrong column\n"),
@@ -97,6 +124,12 @@ TABLES = {
     "rows.jsonl, line 4: 'caption' is a list: write a text": ("rows.jsonl", lines(caption=[["a"]])),
     "rows.jsonl, line 4: 'image' is an object": ("rows.jsonl", lines(image={"path": "p3.png"})),
     "rows.jsonl, line 1 is not JSON (an array over several lines)": ("rows.jsonl", '[\n {"image": "p0.png"}\n]'),
+    "captions.csv, line 5: 'caption' is a list: write a text": ("captions.csv", WRITTEN.format("['a', 'b']")),
+    "captions.csv, line 5: 'caption' is a list: write": ("captions.csv", WRITTEN.format('[""a"", ""b""]')),
+    "captions.csv, line 5: 'caption' is an object": ("captions.csv", WRITTEN.format("{'en': 'a'}")),
+    "captions.csv has a single column, 'image|caption': begin": ("captions.csv", (HEAD + ALL).replace(",", "|")),
+    "captions.csv, line 2 cannot be read (field larger": ("captions.csv", HEAD + f"p0.png,{'a ' * 70_000}\n"),
+    "1 of 10 items have a blank text (p0.png)": ("captions.csv", HEAD + ALL.replace("photo number 0", "\u200b \x07")),
     "captions.csv is JSON: write one object a line and call it": ("captions.csv", '[{"image": "a.png"}]'),
     "captions.json is JSON: save it as CSV, or as JSONL with one object a line": ("captions.json", "[]"),
     "captions.xlsx is a spreadsheet: save it as CSV": ("captions.xlsx", "PK"),
@@ -127,6 +160,7 @@ def test_what_tables_write_for_an_unknown_label_is_unknown(photos):
         "label_only": ["1", ""] * 5,
         "label_float": ["0.0", "1.0", ""] * 3 + ["1.0"],
         "label_kind": ["cat", "dog", "nan", "", "-1"] * 2,
+        "label_sort": ["N/A", "null", "none", "NA", "#N/A"] * 2,
     }
     rows = ["image,caption," + ",".join(cells)]
     for n, values in enumerate(zip(*cells.values())):
@@ -136,6 +170,7 @@ def test_what_tables_write_for_an_unknown_label_is_unknown(photos):
     assert ds.labels(range(10), "label_sick").tolist() == [0, 1, -1, -1, -1, -1, 0, 1, 0, 1]
     assert ds.labels([0, 1], "label_only").tolist() == [1, -1], "a class that is called 1 keeps its number"
     assert ds.labels([0, 1, 2], "label_float").tolist() == [0, 1, -1]
+    assert ds.classes("label_sort") == ["none"], "a finding may be called none"
     assert ds.classes("label_kind") == ["cat", "dog"] and ds.labels(range(5), "label_kind").tolist() == [
         0,
         1,

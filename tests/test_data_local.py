@@ -268,8 +268,8 @@ REFUSED = {
     "1 images have rows that disagree in 'label', first 'p0.png' with '1', '2'": TWICE.format("label", 1, 2),
     "9 images have no split (p1.png, p2.png, p3.png, ...): fill the column": "image,caption,split\n"
     + ALL.replace("\n", ",\n").replace("number 0,", "number 0,train"),
-    "no image is in the split 'train', the splits are 'Training', 'val': call the one": "image,caption,split\n"
-    + ALL.replace("\n", ",Training\n").replace("number 9,Training", "number 9,Validation"),
+    "no image is in the split 'train', the splits are 'Learn', 'val': call the one": "image,caption,split\n"
+    + ALL.replace("\n", ",Learn\n").replace("number 9,Learn", "number 9,Validation"),
     "captions.csv has 2 columns for 'caption': give the others another name in its header": "image,caption,caption\n"
     + ALL.replace("\n", ",again\n"),
     "captions.csv has 3 columns for 'label'": "image,caption,label,label,label\n" + ALL.replace("\n", ",1,2,3\n"),

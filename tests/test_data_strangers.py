@@ -291,6 +291,10 @@ BAD_CARDS = {
     "recipe.version": {"recipe": {"name": "mine"}},
     "sources.0.from": {"sources": [{"name": "a"}]},
     "title": {"title": {"deep": 1}},
+    "notes": {"notes": 7},
+    "notes.0": {"notes": [{"deep": 1}]},
+    "arrays.audio.shape": {"schema": 2, "arrays": {"image": {"shape": [1], "dtype": "|u1"}, "audio": {"dtype": "<f4"}}},
+    "arrays.../../x": {"schema": 2, "arrays": {"../../x": {"shape": [1], "dtype": "|u1"}}},
     "content": {"content": None},
 }
 

@@ -30,7 +30,7 @@ FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
 )
 CAPS = {
     "core": 1800,
-    "data": 2575,  # what people and strangers bring: tables, pictures, DICOM, archives, cards; what a modality tells
+    "data": 2620,  # what people and strangers bring: tables, pictures, DICOM, archives, cards; what a modality tells
     "models": 1500,
     "metrics": 450,
     "stats": 450,

@@ -18,12 +18,11 @@ from mmkit.data.progress import progress
 from mmkit.data.recipe import recipe_names
 from mmkit.data.rules import POOLS, require_letters, some, validate
 from mmkit.data.splits import split_by_hash
-from mmkit.data.table import label_column, read_table
+from mmkit.data.table import SPLITS, label_column, read_table
 from mmkit.data.writer import Writer
 from mmkit.errors import MmkitError, unknown
 
 UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # pictures too, which nobody wants to be passed over in silence
-SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val", "train": "train", "val": "val", "test": "test"}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = ("raw", "cache")
 CARD = {
@@ -210,17 +209,21 @@ def _assign_splits(plan: Plan, *, pool_image: set[str], pool_text: set[str]) -> 
         if blank:
             remedy = "fill the column, or remove it to split 80/10/10 by group"
             raise MmkitError(f"{len(blank)} images have no split ({some(blank)}): {remedy}")
-        items["split"] = [SPLIT_NAMES.get(name.lower(), name) for name in items["split"]]
+        items["split"] = [SPLITS.get(name.lower(), name) for name in items["split"]]
         found = list(items["split"][paired].unique())
         if found and "train" not in found:
             splits = ", ".join(map(repr, found))
             problem = f"no image is in the split 'train', the splits are {splits}"
             raise MmkitError(f"{problem}: call the one to learn from 'train'")
+        if apart := [name for name in found if name not in SPLITS.values() and not name.startswith(("ood_", "pool_"))]:
+            plan.notes.append(f"splits that nothing is learnt from or scored on: {', '.join(apart)}")
     elif paired.any():
         items.loc[paired, "split"] = split_by_hash(items["group"][paired])
     items.loc[items["id"].isin(pool_image), "split"] = "pool_image"
     items.loc[items["id"].isin(pool_text), "split"] = "pool_text"
     labels = [name for name in items if name.startswith("label")]
+    if signs := [name for name in labels if set(items[name].str.lstrip("+")) - {""} == {"1", "-1"}]:
+        plan.notes.append(f"1 and -1, of which -1 is read as unknown; write 0 for no: {', '.join(signs)}")
     plan.items = items.assign(**{name: label_column(items[name]) for name in labels})
     held_out = set(items["group"][~items["split"].isin(("train", *POOLS))])
     leaking = set(items["id"][~paired & items["group"].isin(held_out)])

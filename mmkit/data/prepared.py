@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -148,6 +149,11 @@ class _File(BaseModel):
     sha256: str
 
 
+class _Array(BaseModel, extra="allow"):
+    shape: list[int]
+    dtype: str
+
+
 class Card(BaseModel, extra="allow"):
     """What a card must hold, so that nothing that reads one later meets a surprise."""
 
@@ -169,8 +175,9 @@ class Card(BaseModel, extra="allow"):
     splits: dict[str, int]
     reported: list[_LeftOut]
     files: dict[str, _File]
-    arrays: dict[str, dict] = {}
+    arrays: dict[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], _Array] = {}
     required: list[str] = []
+    notes: list[str] = []
     facts: dict[str, list[str]] = {}
 
 

@@ -57,7 +57,7 @@ def validate(
         remedy = "use the rows that Writer.item returned"
         raise MmkitError(f"{len(strays)} texts point beyond the {len(items)} items, first {first!r}: {remedy}")
     blank = pd.Series(False, index=items.index)
-    blank[texts["item"][texts["text"].str.strip() == ""].unique()] = True
+    blank[texts["item"][~texts["text"].map(_seen)].unique()] = True
     refuse(blank, "have a blank text", "drop the text or write one")
     has = {name: items[name] >= 0 for name in ("image", *(arrays or {}))} | {"text": items.index.isin(texts["item"])}
     _require_modalities(items["split"], has, required, refuse)
@@ -139,6 +139,11 @@ def content_hash(
         for row in zip(*(table[name].tolist() for name in names), strict=True):
             digest.update(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _seen(text: str) -> bool:
+    """Whether a reader sees anything of a text: marks without width and control characters are nothing."""
+    return any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
 def _a(name: str) -> str:

@@ -1,9 +1,11 @@
 """The table of your own captions, read with nothing dropped in silence: CSV, TSV or JSONL to texts by column."""
 
+import ast
 import csv
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,16 +16,19 @@ from mmkit.errors import MmkitError, unknown
 
 OPTIONAL = ("group", "split", "language")
 FIELD = re.compile(rf"image|caption|label(_.+)?|{'|'.join(OPTIONAL)}")
+SPLITS = {"training": "train", "dev": "val", "valid": "val", "validation": "val", "testing": "test"}
+SPLITS |= {name: name for name in ("train", "val", "test")}
 # What others call a field; a column of such a name is asked about, for without it the splits would be other ones.
+PERSON = "patient|subject|participant|person|case|study|series|accession|mrn|pid"
 OTHER_NAMES = {
-    "group": r"(patient|subject|participant|person|case|study)_?(id|no|nr|number|name)?",
-    "split": r"(data)?_?(fold|subset|partition|set)",
-    "language": r"lang|locale",
+    "group": rf"(.*_)?({PERSON}|grp|cluster)(_?(instance|id|uid|no|nr|number|name|code))*",
+    "split": r"(.*_)?(split|fold|subset|partition)s?(_.*)?|(data_?)?set",
+    "language": r"(.*_)?(lang|language|locale|lng)(_.*)?",
     "label": r"labels?(_.*)?",
 }
 SHEET = "a spreadsheet"
 NO_TABLES = {".json": "JSON", ".parquet": "Parquet", ".ods": SHEET, ".xls": SHEET, ".xlsx": SHEET}
-UNKNOWN = {"", "-1", "-1.0", "nan"}  # what tables write for a label that nobody knows
+UNKNOWN = {"", "-1", "-1.0", "nan", "n/a", "na", "#n/a", "<na>", "null", "nat"}  # for a label that nobody knows
 
 
 def read_table(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[str]]:
@@ -57,7 +62,7 @@ def read_table(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[
         remedy = f"give the others another name in its header, or leave out {twice}=COLUMN"
         raise MmkitError(f"{path.name} has {kept.count(twice)} columns for {twice!r}: {remedy}")
     unused = [name for name in table if name not in kept]
-    _require_no_near_names(path, kept, unused)
+    _require_no_near_names(path, table, kept, unused)
     _require_plain(path, table[kept])
     cells = table[kept].explode("caption")
     texts = cells.where(cells.notna(), "").map(str).apply(_stripped)
@@ -73,7 +78,7 @@ def read_table(path: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, list[
 def label_column(values: pd.Series) -> pd.Series:
     """Labels as whole numbers where they count from 0 without a gap, or are 0 and 1; else as names.
 
-    What tables write for unknown ("", "-1", "nan") becomes -1 or "".
+    What tables write for unknown ("", "-1", "nan", "N/A") becomes -1 or "".
     """
     known = values.where(~values.str.lower().isin(UNKNOWN), "")
     plain = known.str.replace(r"^(\d+)\.0$", r"\1", regex=True)  # a column with gaps writes 1.0 for 1
@@ -83,14 +88,17 @@ def label_column(values: pd.Series) -> pd.Series:
     return known
 
 
-def _require_no_near_names(path: Path, kept: list[str], unused: list[str]) -> None:
-    """Raises MmkitError for a column that would be left out and is nearly called like a field that the table lacks."""
+def _require_no_near_names(path: Path, table: pd.DataFrame, kept: list[str], unused: list[str]) -> None:
+    """Raises MmkitError for a column that would be left out and is nearly called like a field that the table lacks, or
+    holds nothing but names of splits."""
     there = {field.split("_")[0] for field in kept}
     lacking = [name for name in ("label", *OPTIONAL) if name not in there]
     for column in unused:
         plain = re.sub(r"[\W_]+", "_", column.lower()).strip("_")
         near = [name for name in lacking if re.fullmatch(OTHER_NAMES[name], plain)]
         near += get_close_matches(plain, lacking, n=1, cutoff=0.75)
+        held = {str(value).strip().lower() for value in table.loc[:, [column]].to_numpy().ravel()} - {""}
+        near += ["split"] if "split" in lacking and len(held) > 1 and held <= set(SPLITS) else []
         if near:
             remedy = f"use it with --column {near[0]}={column}, or call it something else if it is not that"
             raise MmkitError(f"{path.name} has a column {column!r}, which looks like {near[0]!r}: {remedy}")
@@ -101,11 +109,20 @@ def _require_plain(path: Path, table: pd.DataFrame) -> None:
     for name in table:
         for row, value in table[name].items():
             nested = value if name == "caption" and isinstance(value, list) else [value]
-            strange = next((inner for inner in nested if isinstance(inner, list | dict)), None)
+            strange = next((inner for inner in map(_written, nested) if isinstance(inner, list | dict)), None)
             if strange is not None:
                 what = "a list" if isinstance(strange, list) else "an object"
-                remedy = "write a text; only 'caption' may be a list of texts"
+                remedy = "write a text; only 'caption' may be a list of texts, and in JSONL alone"
                 raise MmkitError(f"{path.name}, line {row}: {name!r} is {what}: {remedy}")
+
+
+def _written(value: object) -> object:
+    """The list or object that a text is, in JSON or in Python; any other value as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\s*(\[.*\]|\{.*\})\s*", value, re.S):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return read(value.strip())
+    return value
 
 
 def _stripped(column: pd.Series) -> pd.Series:
@@ -124,6 +141,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
         for count, row in enumerate(_records(path, reader), 1):
             if not names:
                 names = [name.strip() for name in row]
+                if len(names) == 1:
+                    remedy = "begin with the names of columns, parted by comma, semicolon or tab"
+                    raise MmkitError(f"{path.name} has a single column, {names[0][:60]!r}: {remedy}")
             elif any(cell.strip() for cell in row):
                 if len(row) != len(names):
                     found = f"line {reader.line_num} has {len(row)} fields, the header {len(names)}"
@@ -141,8 +161,8 @@ def _records(path: Path, reader) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            open_quote = "end of data" in str(error) or "field limit" in str(error)
-            reason = "a quote is opened and not closed" if open_quote else error
+            reason = "a quote is opened and not closed" if "end of data" in str(error) else error
+            reason = f"{error}; is a quote opened and not closed?" if "field limit" in str(error) else reason
             remedy = "close it, and write a quote inside a caption twice"
             raise MmkitError(f"{path.name}, line {begins} cannot be read ({reason}): {remedy}") from error
         yield row
