@@ -2,7 +2,9 @@
 DICOM tags."""
 
 import json
+import os
 import struct
+import zlib
 
 import numpy as np
 import pydicom
@@ -10,7 +12,7 @@ import pytest
 from data_dicom import RAMP, grey, write_dicom
 from PIL import Image
 
-from mmkit.data import add, commands, load, read_dicom, read_image
+from mmkit.data import DamagedImage, add, commands, load, read_dicom, read_image
 from mmkit.data.images import ScaledImage
 from mmkit.errors import MmkitError
 
@@ -218,6 +220,37 @@ def test_signed_and_large_values_are_scaled_by_their_range(tmp_path):
     assert shades(deep(tmp_path / "float.tif", np.array([[-1.0, 0.0, 1.0]], np.float32))) == [[0, 128, 255]]
 
 
+def deep_png(kind, scale):
+    """A ramp of 256 grey values times scale in a PNG of 16 bits. kind: 2 colours, 4 grey with transparency, 6 both."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    channels = {2: 3, 4: 2, 6: 4}[kind]
+    pixels = np.repeat(np.arange(256, dtype=np.uint32).reshape(16, 16, 1) * scale, channels, axis=2)
+    if kind != 2:
+        pixels[..., -1] = 2**16 - 1
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", [2, 4, 6])
+def test_deep_colours_keep_their_steps_or_are_refused(kind, tmp_path):
+    (tmp_path / "a.png").write_bytes(deep_png(kind, 257))
+    assert len(np.unique(read_image(tmp_path / "a.png"))) == 256
+    (tmp_path / "a.png").write_bytes(deep_png(kind, 16))  # 12 bits in 16, of which the upper 8 would keep 16 values
+    with pytest.raises(DamagedImage, match="its colours have 16 bits and do not fill them: convert it to 8 bits"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DamagedImage, match="a folder, a pipe or a device, not a file"):
+        read_image(tmp_path / "a.png")
+
+
 def test_that_values_were_scaled_is_said(photos, tmp_path, capsys):
     with pytest.warns(ScaledImage, match="a.png: values scaled as 12 bits, no depth being declared"):
         read_image(deep(tmp_path / "a.png", np.array([[0, 4095]], np.uint16)))
@@ -297,6 +330,15 @@ EMPTY = {
 @pytest.mark.parametrize("case", EMPTY)
 def test_an_attribute_that_is_there_but_empty_counts_as_absent(case, tmp_path):
     assert grey(write_dicom(tmp_path / "a.dcm", RAMP, **EMPTY[case])) == [[0, 51, 102], [153, 204, 255]]
+
+
+@pytest.mark.parametrize("slope", [None, "", 0, 1])
+def test_an_intercept_without_a_slope_counts(slope, tmp_path):
+    """Of CT: the window is in Hounsfield units."""
+    about = {"RescaleIntercept": -1000, "WindowCenter": 1000.5, "WindowWidth": 1001, "VOILUTFunction": "LINEAR"}
+    if slope != "":
+        about["RescaleSlope"] = slope
+    assert grey(write_dicom(tmp_path / "a.dcm", RAMP, **about)) == [[0, 0, 128], [255, 255, 255]]
 
 
 def test_an_empty_window_function_is_linear(tmp_path):

@@ -223,7 +223,7 @@ def test_a_deflated_dicom_file_is_not_inflated(tmp_path):
 
 
 FREE_TEXTS = """ImageComments StudyDescription SeriesDescription AdditionalPatientHistory ReasonForStudy
-RequestedProcedureDescription InstitutionalDepartmentName"""
+RequestedProcedureDescription InstitutionalDepartmentName ReferringPhysicianAddress PersonTelephoneNumbers TextValue"""
 
 
 @pytest.mark.parametrize("keyword", FREE_TEXTS.split())
@@ -234,6 +234,29 @@ def test_free_texts_that_may_name_a_patient_are_refused_and_can_be_dropped(keywo
     ):
         read_dicom(path)
     assert read_dicom(path, identifiers="drop").shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("LO", "Jane Roe"), ("UN", b"Roe^Jane"), ("LT", "Müller"), ("SH", ["1", "Roe"])]
+)
+def test_private_attributes_that_may_name_a_patient_are_refused(kind, value, tmp_path):
+    path = write_private(tmp_path / "a.dcm", kind, value)
+    with pytest.raises(MmkitError, match=r"a.dcm identifies a patient \(private attributes\)"):
+        read_dicom(path)
+    assert read_dicom(path, identifiers="drop").shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("DS", "1.5e3"), ("UN", b"\0\1\2\3"), ("FD", 2.5), ("LO", "")])
+def test_private_numbers_name_nobody(kind, value, tmp_path):
+    assert read_dicom(write_private(tmp_path / "a.dcm", kind, value)).shape == (2, 3, 3)
+
+
+def write_private(path, kind, value):
+    data = pydicom.dcmread(dicom(path))
+    data.SpecificCharacterSet = "ISO_IR 192"
+    data.private_block(0x0009, "SOME VENDOR", create=True).add_new(0x10, kind, value)
+    data.save_as(path)
+    return path
 
 
 def test_identifiers_can_be_dropped_where_the_message_says(photos, mmkit, data_root):

@@ -17,8 +17,8 @@ from mmkit.errors import MmkitError, unknown
 HARMLESS = {"PatientSex", "PatientAge", "PatientSize", "PatientWeight"}
 # Places, and what people type freely, which often holds a name (DICOM PS3.15, annex E)
 FREE = re.compile(
-    r"AccessionNumber|Institution(Name|Address|alDepartmentName)|\w*(Comments?|History)|ReasonFor\w+"
-    r"|(Study|Series|\w*Procedure\w*|\w*Diagnoses)Description"
+    r"AccessionNumber|Institution(Name|alDepartmentName)|\w*(Address|Comments?|History|TelephoneNumbers)|ReasonFor\w+"
+    r"|(Study|Series|\w*Procedure\w*|\w*Diagnoses)Description|(Unformatted)?Text(Value|String)"
 )
 FAR = 1e12  # beyond every window
 PIXELS = {"PixelData", "FloatPixelData", "DoubleFloatPixelData"}
@@ -71,7 +71,14 @@ def identifying(data: pydicom.Dataset) -> list[str]:
         telling = element.VR == "PN" or patients or FREE.fullmatch(element.keyword)
         if element.keyword and element.value and telling:
             found.add(element.keyword)
+        elif element.tag.is_private and not element.tag.is_private_creator and _is_text(element.value):
+            found.add("private attributes")
     return sorted(found)
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value of an unknown attribute has two letters in a row, as a name has."""
+    return re.search(r"[^\W\d_]{2}", value.decode("latin-1") if isinstance(value, bytes) else str(value)) is not None
 
 
 def _require_nameless(data: pydicom.Dataset, name: str, identifiers: str) -> None:
@@ -103,10 +110,7 @@ def _require_plain_pixels(data: pydicom.Dataset) -> None:
 def _grey(data: pydicom.Dataset, window: tuple[float, float] | None) -> np.ndarray:
     """Shades of grey (H, W), 0 to 255."""
     stored = data.pixel_array
-    if "RescaleSlope" in data and not data.RescaleSlope:
-        del data.RescaleSlope
-    elif "RescaleSlope" in data:
-        data.setdefault("RescaleIntercept", 0)
+    data.RescaleSlope, data.RescaleIntercept = data.get("RescaleSlope") or 1, data.get("RescaleIntercept") or 0
     values, inside = apply_modality_lut(stored, data), stored != data.get("PixelPaddingValue")
     if window is not None:
         data.WindowCenter, data.WindowWidth = window

@@ -59,6 +59,7 @@ def read_image(path: Path, *, size: int | None = None, identifiers: str = "refus
 
     Whole numbers of more than 8 bits are scaled by the smallest of 8, 10, 12, 14 and 16 bits that holds them; signed,
     larger and broken ones from the least to the largest. A file that does not fill 16 bits is warned of (ScaledImage).
+    Of colours, and of grey with transparency, of 16 bits the upper 8 are read; those that do not fill them are refused.
     DICOM is read by `read_dicom`, which gets identifiers. size: squash to (size, size), without keeping the aspect
     ratio, so that nothing at the border is lost; None keeps the size. Raises DamagedImage for a truncated file, a file
     that is no image of the kind its name says, and one beyond Pillow's size limit.
@@ -78,11 +79,16 @@ def _opened(path: Path) -> Image.Image:
     formats = FORMATS.get(path.suffix.lower())
     if formats is None:
         raise DamagedImage(f"{path.suffix or 'a file without suffix'} is not read here: convert it to PNG or JPEG")
+    if path.exists() and not path.is_file():
+        raise DamagedImage("it is a folder, a pipe or a device, not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=formats) as image:
+                deep = ";16" in str(image.tile) and not image.mode.startswith("I")
                 image.load()
+                if deep and max(high for _, high in image.convert("RGB").getextrema()) < 128:
+                    raise ValueError("its colours have 16 bits and do not fill them: convert it to 8 bits a colour")
                 return _rgb(_upright(image), path.name)
     except Exception as error:  # a stranger's bytes make decoders fail in every way there is
         raise DamagedImage(str(error).replace(str(path), path.name) or type(error).__name__) from error
