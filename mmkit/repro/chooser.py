@@ -1,96 +1,147 @@
-"""A strategy chooser fitted to records: which arm to take, from the runs nearest to your case."""
+"""A strategy chooser fitted to records: which arm to take, from the runs nearest to your case, with its evidence."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from mmkit import stats
 from mmkit.errors import MmkitError, unknown
+from mmkit.repro import guards
 from mmkit.repro.matching import aligned_terms
 from mmkit.repro.records import Result
 
 CONTROLS = ("shuffled_pairs", "blank_image", "blank_text", "image_only", "text_only")
-KNOBS = {
+ALWAYS = ("scratch", "frozen")  # what advice is measured against: one arm whatever the case
+KNOBS: dict[str, Callable[[float, float], float]] = {
     "pairs": lambda a, b: abs(math.log2(a / b)),
+    "pool": lambda a, b: abs(math.log2((1 + a) / (1 + b))) / 2,
     "both": lambda a, b: 4 * abs(a - b),
     "image_share": lambda a, b: 4 * abs(a - b),
 }
-"""How far two settings of a knob are apart: a doubling of the pairs counts as much as a quarter of a share."""
+"""How far two settings of a knob are apart; a case is as far from another as their knobs in sum.
+
+A doubling of the labelled pairs counts as much as a quarter of a share, or two doublings of the unlabelled pool."""
+FAR = 2.0  # two doublings of the pairs, or half of a share: beyond it the chooser says that it does not know
+MARGIN = 0.02  # scores that differ by less are as good as equal
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Choice:
     """What the chooser says.
 
-    arm: the cheapest of those not told apart from the best. condition: the recorded one nearest to the case, `distance`
-    from it (0: exactly recorded). table: per arm, best first: arm, mean, flops, difference to the best with its 95 %
-    interval (`stats.t_interval`: a slider waits for it), tied with the best or not.
+    answer: `ahead` (one arm is ahead of all others), `equivalent` (others are as good, and the cheapest of these is
+    taken), `inconclusive` (others are not told apart from the best, or the runs are no evidence), `nobody learned it`
+    or `abstains`. arm: the one to take, None with the last two. reason: why, in words. condition: the recorded case
+    nearest to the one asked for, `distance` from it (0: exactly recorded).
+    table: per arm, best mean first: arm, mean with its 95 % interval `mean_low`, `mean_high`, flops, flops_with_search
+    (None where none is recorded), the paired `difference` to the best with its interval `low`, `high`, and `relation`:
+    best, equivalent, behind or not told apart, by tests adjusted by Holm for the number of arms. All intervals are
+    Student's (`stats.t_estimate`): a slider waits for them.
     """
 
-    arm: str
+    answer: str
+    arm: str | None
+    reason: str
     condition: dict
     distance: float
     table: list[dict]
 
     def __str__(self) -> str:
-        tied = [row["arm"] for row in self.table if row["tied"]]
-        near = "recorded" if self.distance == 0 else f"nearest recorded case, {self.distance:.1f} away"
         what = ", ".join(f"{name}={value}" for name, value in self.condition.items())
-        return f"take {self.arm} ({near}: {what}); not told apart from the best: {', '.join(tied)}"
+        if not what:
+            return f"{self.answer}; {self.reason}"
+        near = "recorded" if self.distance == 0 else f"nearest recorded case, {self.distance:.1f} away"
+        return f"{f'take {self.arm}' if self.arm else self.answer} ({near}: {what}); {self.reason}"
 
 
 def cases(results: Sequence[Result], *, task: str) -> list[dict]:
-    """The recorded settings of the knobs for a task."""
-    settings = {tuple(_knobs(result).items()) for result in results if result.row["task"] == task}
-    return [dict(setting) for setting in sorted(settings)]
+    """The recorded settings of the knobs for a task, with their `data` where there are several data sets."""
+    found = _of(results, task)
+    several = len({result.row["data"] for result in found}) > 1
+    settings = set()
+    for result in found:
+        settings.add((*({"data": result.row["data"]} if several else {}).items(), *_knobs(result).items()))
+    return list(map(dict, sorted(settings)))
 
 
-def choose(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy", **case) -> Choice:
+def choose(
+    results: Sequence[Result],
+    *,
+    task: str = "answering",
+    score: str = "accuracy",
+    data: str = "",
+    margin: float = MARGIN,
+    choices: Sequence[str] = (),
+    **case,
+) -> Choice:
     """The arm to take for a case (`pairs=256, both=0.5, image_share=0.5`), by the records of the nearest recorded one.
 
-    score: what to be good at; `ood_style/accuracy` asks for the best out of domain.
-    Raises MmkitError for an unknown knob, pairs that are not above 0, a task, knob or score without records, or records
-    of fewer than two arms or seeds.
+    score: what to be good at; `ood_style/accuracy` asks for the best out of domain. data: whose records count, needed
+    where a task has several. margin: a difference that does not matter. choices: conditions that are the strategy's own
+    (`objective`), so that an arm with each value is one of the options.
+    Raises MmkitError for an unknown knob, pairs that are not above 0, a task, knob or score without records, records of
+    fewer than two arms or seeds, and several data sets without `data`.
     """
     for name in case:
         if name not in KNOBS:
             raise unknown("knob of the chooser", name, KNOBS)
     if not case.get("pairs", 1) > 0:
         raise MmkitError(f"pairs={case['pairs']}: the chooser measures pairs in doublings; give a number above 0")
-    results = [r for r in results if r.row["condition"].get("compute", "own") == "own"]
-    recorded = cases(results, task=task)
-    if not recorded:
+    found = _of(results, task)
+    sets = sorted({result.row["data"] for result in found})
+    if not found:
         raise unknown("task with records", task, {result.row["task"] for result in results})
+    if data and data not in sets:
+        reason = f"no run of {task} on {data} is recorded, only on {', '.join(sets)}: run it there"
+        return Choice("abstains", None, reason, {}, math.inf, [])
+    if not data and len(sets) > 1:
+        raise MmkitError(f"there are records of {task} on {', '.join(sets)}: say which with data=")
+    found = [result for result in found if result.row["data"] == (data or sets[0])]
+    recorded = cases(found, task=task)
     comparable = [there for there in recorded if case.keys() <= there.keys()]
     if not comparable:
         known = ", ".join(dict.fromkeys(name for there in recorded for name in there))
         raise MmkitError(f"no recorded case of {task} has all of {', '.join(case)}: leave out what is none of {known}")
     nearest = min(comparable, key=lambda there: _distance(case, there))
-    arms = _by_arm([r for r in results if r.row["task"] == task and _knobs(r) == nearest], score)
-    means = {}
-    for arm, found in arms.items():
-        means[arm] = sum(result.row["scores"][score] for result in found.values()) / len(found)
-    first = next(iter(next(iter(arms.values())).values()))
-    higher = first.row["metrics"][score]["higher_is_better"]
-    order = sorted(means, key=means.get, reverse=higher)
-    table = [_row(arm, order[0], arms, means, score) for arm in order]
-    arm = min((row for row in table if row["tied"]), key=lambda row: row["flops"])["arm"]
-    return Choice(arm, nearest, _distance(case, nearest), table)
+    arms = _by_arm([result for result in found if _knobs(result) == nearest], score, choices)
+    table, barred = _compared(arms, score, margin)
+    answer, arm, reason = _answer(table, arms, score, margin)
+    if barred and arm:
+        answer, reason = "inconclusive", f"{reason}; no verdict rests on these runs: {barred.partition(':')[0]}"
+    if (away := _distance(case, nearest)) > FAR:
+        answer, arm, reason = "abstains", None, f"its runs say little of a case further than {FAR:g} away: run this one"
+    return Choice(answer, arm, reason, nearest, away, table)
 
 
-def regrets(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy") -> list[dict]:
-    """The chooser tested on itself: for each recorded case, the arm chosen without it, and how far its mean lies from
-    the best there."""
-    found = []
-    for case in cases(results, task=task):
-        rest = [r for r in results if r.row["task"] == task and _knobs(r) != case]
-        if not rest:
-            raise MmkitError(f"the chooser needs at least two recorded cases of {task} to be tested on itself")
-        here = {row["arm"]: abs(row["difference"]) for row in choose(results, task=task, score=score, **case).table}
-        arm = choose(rest, task=task, score=score, **case).arm
-        if arm in here:
-            found.append({**case, "chosen": arm, "regret": here[arm]})
+def regrets(results: Sequence[Result], *, task: str = "answering", score: str = "accuracy", **options) -> list[dict]:
+    """The chooser tested on itself: for each recorded case, what is chosen without it, and how far the mean of that arm
+    lies from the best there; beside it the regret of taking the same arm always.
+
+    A regret is nan where the chooser abstains, and where the arm was not run.
+    """
+    found, recorded = [], cases(results, task=task)
+    if len(recorded) < 2:
+        raise MmkitError(f"the chooser needs at least two recorded cases of {task} to be tested on itself")
+    for case in recorded:
+        rest = [
+            result for result in results if not case.items() <= {"data": result.row["data"], **_knobs(result)}.items()
+        ]
+        here = choose(results, task=task, score=score, **options, **case).table
+        behind = {row["arm"]: abs(row["difference"]) for row in here}
+        elsewhere = [there for there in cases(rest, task=task) if there.get("data") == case.get("data")]
+        advice = choose(rest, task=task, score=score, **options, **case) if elsewhere else None
+        chosen = advice.arm or advice.answer if advice else "abstains"
+        line = {**case, "chosen": chosen, "regret": behind.get(chosen, math.nan)}
+        found.append(line | {f"always {arm}": behind.get(arm, math.nan) for arm in ALWAYS})
     return found
+
+
+def _of(results: Sequence[Result], task: str) -> list[Result]:
+    """The results of a task at each arm's own compute."""
+    return [r for r in results if r.row["task"] == task and r.row["condition"].get("compute", "own") == "own"]
 
 
 def _knobs(result: Result) -> dict:
@@ -101,12 +152,14 @@ def _distance(case: dict, there: dict) -> float:
     return sum(KNOBS[name](value, there[name]) for name, value in case.items())
 
 
-def _by_arm(results: Sequence[Result], score: str) -> dict[str, dict[int, Result]]:
+def _by_arm(results: Sequence[Result], score: str, choices: Sequence[str]) -> dict[str, list[Result]]:
+    """Option -> its results of the common seeds, in the order of these."""
     arms: dict[str, dict[int, Result]] = {}
     for result in results:
-        arm, seed = result.row["arm"], result.row["seed"]
-        if arm in CONTROLS or score not in result.row["scores"]:
+        if result.row["arm"] in CONTROLS or score not in result.row["scores"]:
             continue
+        own = [f"{name}={result.condition[name]}" for name in choices if name in result.condition]
+        arm, seed = ", ".join([result.row["arm"], *own]), result.row["seed"]
         other = arms.setdefault(arm, {}).setdefault(seed, result)
         if other is not result:
             apart = sorted(name for name, value in result.condition.items() if other.condition.get(name) != value)
@@ -116,31 +169,59 @@ def _by_arm(results: Sequence[Result], score: str) -> dict[str, dict[int, Result
     if len(arms) < 2 or len(seeds) < 2:
         wanted = f"records of at least two arms over two common seeds with the score {score!r}"
         raise MmkitError(f"the chooser needs {wanted}; there are {len(arms)} arms and {len(seeds)} seeds")
-    return {arm: dict(zip(seeds, map(found.get, seeds), strict=True)) for arm, found in arms.items()}
+    return {arm: [found[seed] for seed in seeds] for arm, found in arms.items()}
 
 
-def _row(arm: str, best: str, arms: dict, means: dict, score: str) -> dict:
-    flops = sum(r.row["cost"]["flops"] for r in arms[arm].values()) / len(arms[arm])
-    if arm == best:
-        return {
-            "arm": arm,
-            "mean": means[arm],
-            "flops": flops,
-            "difference": 0.0,
-            "low": 0.0,
-            "high": 0.0,
-            "tied": True,
+def _compared(arms: dict[str, list[Result]], score: str, margin: float) -> tuple[list[dict], str]:
+    """The table of `Choice`, and why no verdict may rest on it, if so."""
+    alone = {arm: stats.t_estimate(aligned_terms([(1.0, score, None, found)])) for arm, found in arms.items()}
+    higher = next(iter(arms.values()))[0].row["metrics"][score]["higher_is_better"]
+    order = sorted(arms, key=lambda arm: alone[arm].effect, reverse=higher)
+    asked = [(-1.0, score, None, arms[arm]) for arm in order]
+    asked[0] = (1.0, *asked[0][1:])
+    paired = []
+    for arm in order:
+        paired.append(stats.t_estimate(aligned_terms([(1.0, score, None, arms[arm]), (-1.0, *asked[0][1:])])))
+    barred = guards.no_evidence(asked, alone[order[0]]) or guards.tuned_apart(asked)
+    p = stats.holm([[stats.two_way_p(one), stats.tost_p(one, margin)] for one in paired[1:]])
+    relations = ["best"]
+    for different, equal in p:
+        relations.append("equivalent" if equal <= LEVEL else "behind" if different <= LEVEL else "not told apart")
+    table = []
+    for arm, difference, relation in zip(order, paired, relations, strict=True):
+        costs = [found.row["cost"]["flops"] for found in arms[arm]]
+        searches = [(found.row["settings"].get("tuning") or {}).get("flops") for found in arms[arm]]
+        row = {"arm": arm, "mean": alone[arm].effect, "mean_low": alone[arm].low, "mean_high": alone[arm].high}
+        row |= {
+            "flops": float(np.mean(costs)),
+            "flops_with_search": None if None in searches else float(np.mean(searches)),
         }
-    terms = aligned_terms(
-        [(1.0, score, None, list(arms[arm].values())), (-1.0, score, None, list(arms[best].values()))]
+        row |= {"difference": difference.effect, "low": difference.low, "high": difference.high}
+        table.append(row | {"relation": relation})
+    return table, barred
+
+
+def _answer(table: list[dict], arms: dict, score: str, margin: float) -> tuple[str, str | None, str]:
+    """Answer, arm and reason."""
+    asked = [(1.0 if row["relation"] == "best" else -1.0, score, None, arms[row["arm"]]) for row in table]
+    room, why, _ = guards.no_room(asked, margin)
+    if room == "nothing learned to compare":
+        return "nobody learned it", None, why
+    best, full = table[0], all(row["flops_with_search"] for row in table)
+    alike = [row for row in table if row["relation"] == "equivalent" or room]
+    open_ = [row["arm"] for row in table if row["relation"] == "not told apart" and not room]
+    taken = min([best, *alike], key=lambda row: (full and row["flops_with_search"], row["flops"]))
+    cost = f"it costs {taken['flops']:.2g} FLOPs" + (
+        f", {taken['flops_with_search']:.2g} with the search" if full else ""
     )
-    difference, low, high = stats.t_interval(terms)
-    return {
-        "arm": arm,
-        "mean": means[arm],
-        "flops": flops,
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "tied": low <= 0 <= high,
-    }
+    parts = [
+        f"the highest mean is {best['arm']}'s, {best['mean']:.3f}" if taken is not best else f"mean {best['mean']:.3f}"
+    ]
+    if alike:
+        names = [row["arm"] for row in [best, *alike] if row is not taken]
+        parts.append(f"equivalent within {margin:g}: {', '.join(names)}")
+    if open_:
+        parts.append(f"not told apart from the best: {', '.join(open_)}")
+    if len(alike) + len(open_) == 0:
+        parts.append("ahead of all others")
+    return ("inconclusive" if open_ else "equivalent" if alike else "ahead"), taken["arm"], "; ".join([*parts, cost])
