@@ -169,7 +169,7 @@ def _by_arm(results: Sequence[Result], score: str, choices: Sequence[str]) -> di
     if len(arms) < 2 or len(seeds) < 2:
         wanted = f"records of at least two arms over two common seeds with the score {score!r}"
         raise MmkitError(f"the chooser needs {wanted}; there are {len(arms)} arms and {len(seeds)} seeds")
-    return {arm: [found[seed] for seed in seeds] for arm, found in arms.items()}
+    return {arm: list(map(found.get, seeds)) for arm, found in arms.items()}
 
 
 def _compared(arms: dict[str, list[Result]], score: str, margin: float) -> tuple[list[dict], str]:
