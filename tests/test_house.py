@@ -17,6 +17,7 @@ FORMATTED = ("mmkit", "data_recipes", "tests")  # 120 columns by `ruff format`, 
 FORMATTED_NOTEBOOKS: tuple[str, ...] = (  # code of at most 100 columns
     "00_start_here.ipynb",
     "01_losses_and_gradients.ipynb",
+    "02_attention_and_encoders.ipynb",
     "03_data_and_augmentation.ipynb",
     "04_holistic_fine_tuning.ipynb",
     "05_component_pretraining.ipynb",
