@@ -16,8 +16,7 @@ from mmkit.notebooks import code_cells, tags
 from mmkit.teach import prose
 from mmkit.teach.prose import MEASURED
 
-CELLS, CODE_LINES, CELL_LINES, BYTES = 40, 250, 20, 1_000_000
-COLUMNS = 318  # of a line of code. The aim is 100; this is the longest line until the notebooks are formatted
+CELLS, CODE_LINES, CELL_LINES, COLUMNS, BYTES = 40, 250, 20, 100, 1_000_000
 TAGS = (
     "parameters setup prediction exercise check hide-input remove-input nbval-check-output nbval-ignore-output".split()
 )
