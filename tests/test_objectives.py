@@ -72,6 +72,23 @@ def test_distillation_mixes_the_loss_with_the_divergence_from_the_teacher():
         close(found, (1 - alpha) * cross_entropy(student, given) + alpha * divergence)
 
 
+def test_a_distilled_student_runs_once_unless_the_objective_changes_what_it_sees():
+    student, teacher, given, runs = made(), made(1), batch(), []
+    student.register_forward_hook(lambda *passed: runs.append(passed[1][0]))
+    once = distilled(cross_entropy, teacher)
+    loss = once(student, given)
+    loss.backward()
+    assert len(runs) == 1 and all(parameter.grad.isfinite().all() for parameter in student.parameters())
+    again = once(student, given)
+    assert again == loss and len(runs) == 2, "nothing is left on the model"
+
+    def darker(model, batch):
+        return cross_entropy(model, batch.with_input("image", batch.inputs["image"] // 2))
+
+    found = distilled(darker, teacher, alpha=1.0)(student, given)
+    assert found == distilled(cross_entropy, teacher, alpha=1.0)(student, given), "compared on the batch as it came"
+
+
 def test_a_teacher_stays_as_it_is_while_the_student_comes_nearer():
     student, teacher, given = made(), made(1), batch()
     before, start = deepcopy(teacher.state_dict()), deepcopy(student)

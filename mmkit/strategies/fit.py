@@ -28,6 +28,7 @@ from mmkit.training import (
     Checkpoint,
     Cost,
     Loader,
+    Objective,
     RowBatches,
     flops_of,
     forget_peak,
@@ -112,11 +113,8 @@ def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Lo
     if strategy.transforms or not (all_locked or (fitting.encoders.real and locked)):
         return loaders
     used = torch.cat([fitting.rows, fitting.validation, *(splits.values() if all_locked else ())]).unique()
-    about = fitting.encoders.describe(strategy.any_pretrained) | {
-        "data": task.dataset.content,
-        "role": task.role,
-        "language": task.language,
-    }
+    about = fitting.encoders.describe(strategy.any_pretrained)
+    about |= {"data": task.dataset.content, "role": task.role, "language": task.language}
     tokens = task.fusion == "cross_attention"
     features, fitting.cost.phases["encode"] = encoded(
         loader, model, rows=used, learnt=fitting.rows, tokens=tokens, about=about
@@ -134,8 +132,8 @@ def _steps(strategy: Strategy, fitting: Fitting, loaders: dict[str, Loader]) -> 
     steps = {stage.name: max(1, round(stage.share * fitting.budget.epochs * a_pass)) for stage in strategy.stages}
     if fitting.budget.flops is None:
         return steps
-    left = fitting.budget.flops - fitting.cost.flops
     each = {stage.name: _step_flops(fitting, stage, loaders[stage.name]) for stage in strategy.stages}
+    left = fitting.budget.flops - fitting.cost.flops  # now, because a wrap may have trained a teacher
     factor = left / sum(steps[name] * each[name] for name in steps)
     steps = {name: round(count * factor) for name, count in steps.items()}
     *others, last = steps
@@ -148,11 +146,15 @@ def _steps(strategy: Strategy, fitting: Fitting, loaders: dict[str, Loader]) -> 
 
 
 def _step_flops(fitting: Fitting, stage: Stage, loader: Loader) -> float:
-    parameter_groups(fitting.model, stage.groups, 1.0)  # freezes what the stage does not train
+    objective, model = _objective(fitting, stage), deepcopy(fitting.model)  # a copy: batch norm counts batches, too
+    parameter_groups(model, stage.groups, 1.0)  # freezes what the stage does not train
     batch = loader(fitting.rows[: fitting.batch], stream(0, "count"))
-    flops = flops_of(lambda: fitting.task.objective(fitting.model, batch).backward())
-    fitting.model.zero_grad(set_to_none=True)
-    return flops
+    return flops_of(lambda: objective(model, batch).backward())
+
+
+def _objective(fitting: Fitting, stage: Stage) -> Objective:
+    """The task's, as the stage wraps it."""
+    return stage.wrap(fitting.task.objective, fitting) if stage.wrap else fitting.task.objective
 
 
 def _train(
@@ -162,7 +164,7 @@ def _train(
     texts.
 
     Returns the history and, for a strategy that needs them to finish, the weights at the end of each stage."""
-    task, model, seed = fitting.task, fitting.model, fitting.seed
+    model, seed = fitting.model, fitting.seed
     order, drawn = stream(seed, "order"), stream(seed, "texts")
     rows, history, ends = RowBatches(fitting.rows, fitting.batch, order), [], []
     for stage in strategy.stages:
@@ -170,7 +172,7 @@ def _train(
         if stage.order:
             fitting.loader = loader
             rows = RowBatches(fitting.rows, fitting.batch, order, order=stage.order(fitting))
-        fitting.objective = stage.wrap(task.objective, fitting) if stage.wrap else task.objective
+        fitting.objective = _objective(fitting, stage)
         fitting.cost.phases[stage.name], log = seeded(
             seed,
             f"dropout/{stage.name}",
@@ -247,13 +249,8 @@ def _result(
         kept = _validation(fitting, loader)(model)
     words = tokenizer(task, fitting.encoders)
     settings = fitting.encoders.describe(strategy.any_pretrained) | task.settings() | task.texts_read(words)
-    settings |= {
-        "lr": fitting.lr,
-        "lr_from": origin,
-        "batch": fitting.batch,
-        "epochs": fitting.budget.epochs,
-        "validation": kept,
-    } | fitting.settings
+    settings |= {"lr": fitting.lr, "lr_from": origin, "batch": fitting.batch, "epochs": fitting.budget.epochs}
+    settings |= {"validation": kept} | fitting.settings
     data = task.dataset
     return Run(
         strategy.name,

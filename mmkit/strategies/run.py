@@ -21,7 +21,7 @@ class Budget:
         validation split.
     epochs: passes over them, all stages together.
     flops: when given, the stages on pairs are lengthened or shortened in proportion, so that the run, pretraining
-        included, spends this much (losses that only balance modalities and the mining of negatives are not counted).
+        included, spends this much (hooks and the mining of negatives are not counted).
     """
 
     pairs: int

@@ -3,7 +3,8 @@ it to `fit`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Fitting:
 
     loader: of the training pairs, as the strategy shows them. rows: the labelled pairs; validation: the rows that
     choose weights. settings: what they add to the run's record. objective: of the present stage. refit: trains
-    another strategy on the same pairs."""
+    another strategy on the same pairs. refits: what was trained so, with what it was asked by."""
 
     task: object
     encoders: Encoders
@@ -45,11 +46,17 @@ class Fitting:
     settings: dict = field(default_factory=dict)
     objective: Objective | None = None
     refit: Callable | None = None
+    refits: list[tuple] = field(default_factory=list)
 
     def fit(self, strategy: "Strategy | str", *, name: str | None = None, **options):
         """Another strategy, trained on the same pairs, seed and budget: a teacher, an expert, something to measure
-        against. Returns its `Run`; what it cost is counted here, under `name` or its own."""
+        against. Returns its `Run`; what it cost is counted here, under `name` or its own. What was asked for before is
+        trained once: a stage's `wrap` is called a second time where FLOPs are limited, to price a step."""
+        for asked, run in self.refits:
+            if asked == (strategy, name, options):
+                return replace(run, model=deepcopy(run.model))
         run = self.refit(strategy, self.task, **options)
+        self.refits.append(((strategy, name, options), replace(run, model=deepcopy(run.model))))
         self.cost.phases |= {f"{name or run.arm}/{phase}": cost for phase, cost in run.cost.phases.items()}
         return run
 

@@ -46,13 +46,22 @@ def require_equal_weights(batch: Batch, loss: str) -> None:
 def distilled(objective: Objective, teacher: nn.Module, *, alpha: float = 0.5, temperature: float = 2.0) -> Objective:
     """(1 - alpha) times the objective plus alpha times T^2 KL(teacher || student) at temperature T (arXiv 1503.02531).
 
-    The teacher stays as it is. Raises MmkitError when its classes are not the student's."""
+    The student runs once: the objective's own pass of the batch is what the teacher is compared with. The teacher
+    stays as it is. Raises MmkitError when its classes are not the student's."""
     teacher = teacher.eval().requires_grad_(False)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
+        passes = []
+
+        def keep(module: nn.Module, given: tuple, logits: Tensor) -> None:
+            if given and given[0] is batch.inputs:  # and not inputs that the objective has changed
+                passes.append(logits)
+
+        with model.register_forward_hook(keep):
+            own = objective(model, batch)
+        student = passes[0] if passes else model(batch.inputs)
         with torch.no_grad():
             wanted = teacher(batch.inputs)
-        student = model(batch.inputs)
         if wanted.shape != student.shape:
             raise MmkitError(
                 f"the teacher gives {tuple(wanted.shape)} and the student {tuple(student.shape)}: take a teacher of "
@@ -60,7 +69,7 @@ def distilled(objective: Objective, teacher: nn.Module, *, alpha: float = 0.5, t
             )
         wanted, student = F.log_softmax(wanted / temperature, 1), F.log_softmax(student / temperature, 1)
         match = F.kl_div(student, wanted, reduction="batchmean", log_target=True) * temperature**2
-        return (1 - alpha) * objective(model, batch) + alpha * match
+        return (1 - alpha) * own + alpha * match
 
     return loss
 
