@@ -39,7 +39,7 @@ def test_a_budget_of_flops_is_spent_on_the_wrapped_objective(wraps, task):
     run = fit(wrapped(*wraps), task, budget=Budget(64, 4, flops=flops), **OPTIONS)
     last = run.cost.phases[f"part {len(wraps) - 1}"]
     assert last.flops_a_step > 1.2 * plain.phases["joint"].flops_a_step, "or there is nothing to count"
-    assert run.cost.flops == pytest.approx(flops, rel=0.04)
+    assert run.cost.flops == pytest.approx(flops, rel=0.08)
     if taught in wraps:
         assert run.cost.phases["scratch/joint"].flops == plain.flops
 

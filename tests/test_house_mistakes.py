@@ -1,5 +1,7 @@
 """What a strategy may get wrong, or ask for at an odd moment: one line with the remedy, and nothing silent."""
 
+import errno
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from mmkit.data import load
 from mmkit.errors import MmkitError
 from mmkit.models.adapters import add_lora
 from mmkit.strategies import Budget, Encoders, Stage, Strategy, fit
-from mmkit.tasks import Answering, Retrieval
+from mmkit.tasks import Answering, Captioning, Diagnosis, Retrieval
 from mmkit.training import Group, Unfreeze, distilled
 
 pytestmark = pytest.mark.slow
@@ -90,7 +92,24 @@ MISTAKES = {
     "groups of the stage 'joint' are a tuple": lambda: staged(groups=Group("head.*")),
     "stages of 'mine' are a tuple": lambda: Strategy("mine", "mine", stages=Stage("joint")),
     "wrap of the stage 'joint' is not a function": lambda: staged(wrap=3),
+    r"wrap of the stage 'joint' is not a function of \(objective, fitting\)": lambda: staged(wrap=lambda own: own),
+    r"hooks of the stage 'joint' is not a function of \(fitting\)": lambda: staged(hooks=lambda: []),
+    r"schedule of the stage 'joint' is not a function of \(step, steps\)": lambda: staged(schedule=lambda step: 1.0),
+    r"what wrap of the stage 'joint' gave is not a function of \(model, batch\)": lambda: staged(
+        wrap=lambda own, fitting: lambda model: own
+    ),
+    "what wrap of the stage 'joint' gave is not a function": lambda: staged(wrap=lambda own, fitting: None),
+    r"prepare of 'mine' is not a function of \(fitting\)": lambda: Strategy("mine", "mine", prepare=lambda: 0),
+    r"show of 'mine' is not a function of \(loader, fitting\)": lambda: Strategy("mine", "mine", show=lambda loader: 0),
+    "show of 'mine' gave a NoneType: return the loader": lambda: Strategy("mine", "mine", show=lambda *given: None),
+    r"weight is a tensor \(\d+,\), .* got a tensor \(5,\)": lambda: weighing(torch.ones(5)),
+    r"weight is a tensor \(\d+,\), .* got a list": lambda: weighing([1.0]),
+    "one number of 0 or more for each item": lambda: weighing(-torch.ones(256)),
 }
+
+
+def weighing(weight):
+    return Strategy("mine", "mine", show=lambda loader, fitting: replace(loader, weight=weight))
 
 
 def nothing(batch, generator):
@@ -102,6 +121,70 @@ def test_a_mistake_is_one_line(message, task):
     with pytest.raises(MmkitError, match=message) as caught:
         fit(MISTAKES[message](), task, **OPTIONS)
     assert "\n" not in str(caught.value)
+
+
+def test_a_built_in_function_is_taken_as_it_is():
+    assert Stage("joint", schedule=max).schedule is max
+
+
+class TwoTasks(Answering):
+    """Two targets by name, as multi_task takes them."""
+
+    def targets(self, words):
+        return {"turn": self.target, "again": self.target}
+
+
+@pytest.mark.parametrize("name", ["scratch", "joint_plus_unimodal", "ogm_ge"])
+def test_targets_by_name_are_refused_by_losses_of_one(name, task):
+    with pytest.raises(MmkitError, match=r"needs targets \(64,\), got one a task \(turn, again\)") as caught:
+        fit(name, TwoTasks(task.dataset), **OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "0"}, "seed is a whole number, got '0'"),
+        ({"seed": 0.5}, "seed is a whole number, got 0.5"),
+        ({"batch": 16.0}, "batch is a whole number, got 16.0"),
+        ({"lr": "1e-3"}, "lr is a number or None, got '1e-3'"),
+        ({"budget": 64}, r"budget is a Budget, such as Budget\(pairs=256\), got 64"),
+        ({"encoders": "cnn"}, "encoders is of the type Encoders"),
+        ({"task": "answering"}, "task is a task on loaded data"),
+        ({"strategy": 3}, "strategy is an arm's name or a Strategy, got 3"),
+    ],
+)
+def test_an_argument_of_another_kind_is_one_line(options, message, task):
+    with pytest.raises(MmkitError, match=message):
+        fit(**{"strategy": "scratch", "task": task} | OPTIONS | options)
+
+
+@pytest.mark.parametrize(
+    "given", [(64.0,), ("64",), (64, "3"), (64, 3, "1e9"), (64, 3, float("nan")), (True,)], ids=str
+)
+def test_a_budget_is_made_of_numbers(given):
+    with pytest.raises(MmkitError, match="a budget needs pairs >= 8, .*: give numbers, pairs a whole one"):
+        Budget(*given)
+
+
+@pytest.mark.parametrize("kind", [Answering, Diagnosis, Retrieval, Captioning])
+def test_the_name_of_a_data_set_is_no_data_set(kind):
+    with pytest.raises(MmkitError, match=r"a task takes a data set and not its name: mmkit.load\('scenes'\)"):
+        kind("scenes")
+
+
+@pytest.mark.parametrize("reason", [errno.ENOENT, errno.EACCES, errno.EROFS])  # as /proc and a foreign folder give
+def test_a_folder_that_cannot_be_written_is_one_line(reason, task, tmp_path, monkeypatch):
+    run = fit("scratch", task, **OPTIONS)
+
+    def refuse(path, *given, **options):
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
+    with pytest.raises(MmkitError, match=r"cannot write in .*: name a folder that you can write"):
+        run.save(tmp_path / "model")
+    with pytest.raises(MmkitError, match=r"cannot write in .*: name another folder for the checkpoints"):
+        fit("scratch", task, **OPTIONS, checkpoint=tmp_path / "kept")
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": float("nan")}, {"batch": 0}])

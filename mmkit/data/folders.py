@@ -14,7 +14,16 @@ import platformdirs
 from mmkit.errors import MmkitError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+UNWRITABLE = {
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+}
 MORE_SPACE = "free some space, or point MMKIT_DATA at another disk"
 
 
@@ -52,7 +61,7 @@ def readable(size: float) -> str:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, remedy: str = "point MMKIT_DATA at a folder you can write") -> Iterator[None]:
     """Turn what the operating system says about an unwritable or full disk into an error that names the remedy."""
     try:
         yield
@@ -61,7 +70,6 @@ def writing(folder: Path) -> Iterator[None]:
             kept = "what was downloaded is kept and goes on from there"
             raise MmkitError(f"the disk of {folder} is full: {MORE_SPACE}; {kept}") from error
         if error.errno in UNWRITABLE:
-            remedy = "point MMKIT_DATA at a folder you can write"
             raise MmkitError(f"cannot write in {folder} ({error.strerror}): {remedy}") from error
         raise
 

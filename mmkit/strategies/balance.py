@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmkit.strategies.strategy import Fitting, single
 from mmkit.training import Batch, Objective, seeded, stream
-from mmkit.training.objectives import weighted
+from mmkit.training.objectives import labelled
 
 # Nats. A smaller gap between training and validation is taken for noise, or what learns nothing would weigh most.
 FLOOR = 0.1
@@ -43,7 +42,7 @@ def unimodal_losses(objective: Objective, fitting: Fitting) -> Objective:
         own = 0.0
         for modality, x in encoded.items():
             logits = model.own_heads[modality](x.summary)
-            own = own + weights[modality] * weighted(logits, batch.target, batch.weight)
+            own = own + weights[modality] * labelled(logits, batch)
         return weights["joint"] * joint + own
 
     return loss
@@ -65,8 +64,8 @@ class Modulation:
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         encoded = model.encode(batch.inputs)
         logits = {m: model.own_heads[m](x.summary.detach()) for m, x in encoded.items()}
+        own = sum(labelled(z, batch) for z in logits.values())
         self.kept = modulation(logits, batch.target)
-        own = sum(F.cross_entropy(z, batch.target) for z in logits.values())
         return self.objective(model, replace(batch, inputs=encoded)) + own
 
     def after_backward(self, state) -> None:

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from mmkit.strategies.run import Budget, Run
 from mmkit.strategies.saving import Trained
 from mmkit.strategies.scoring import loader_of, pairs, scores_of, splits_of
 from mmkit.strategies.start import sources, start
-from mmkit.strategies.strategy import Fitting, Stage, Strategy
+from mmkit.strategies.strategy import Fitting, Stage, Strategy, require_function
 from mmkit.strategies.tuned import learning_rate, rate_from
+from mmkit.tasks import Task
 from mmkit.training import (
     Batches,
     Checkpoint,
@@ -40,6 +42,15 @@ from mmkit.training import (
 from mmkit.training.groups import parameter_groups, trains
 
 BATCH = 64
+KINDS = {
+    "strategy": (Strategy | Combination, "an arm's name or a Strategy"),
+    "task": (Task, "a task on loaded data, such as mmkit.tasks.Answering(mmkit.load('scenes'))"),
+    "budget": (Budget, "a Budget, such as Budget(pairs=256)"),
+    "encoders": (Encoders, "of the type Encoders, such as Encoders(image='vit')"),
+    "seed": (Integral, "a whole number"),
+    "lr": (Real | None, "a number or None"),
+    "batch": (Integral, "a whole number"),
+}
 
 
 def fit(
@@ -65,6 +76,8 @@ def fit(
     that is not finite.
     """
     strategy = arm(strategy) if isinstance(strategy, str) else strategy
+    given = {"strategy": strategy, "task": task, "budget": budget, "encoders": encoders, "seed": seed, "lr": lr}
+    _require(given | {"batch": batch})
     if batch < 1 or not (lr is None or 0 < lr < math.inf):
         raise MmkitError(f"batch is 1 or more and lr above 0, got batch={batch} and lr={lr}: leave them out")
     options = {"seed": seed, "encoders": encoders, "batch": batch}
@@ -83,6 +96,14 @@ def fit(
     steps = _steps(strategy, fitting, loaders)
     history, ends = _train(strategy, fitting, loaders, steps, checkpoint)
     return _result(strategy, fitting, loaders[strategy.stages[-1].name].evaluation(), splits, history, ends, origin)
+
+
+def _require(given: dict) -> None:
+    """Raise MmkitError for an argument of `fit` of another kind."""
+    for name, value in given.items():
+        kind, example = KINDS[name]
+        if not isinstance(value, kind):
+            raise MmkitError(f"{name} is {example}, got {value!r}")
 
 
 def _begin(
@@ -106,6 +127,8 @@ def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Lo
     Small encoders that a later stage trains are not encoded: running them costs little more than reading their
     features."""
     loader = strategy.show(fitting.loader, fitting) if strategy.show else fitting.loader
+    if not isinstance(loader, Loader):
+        raise MmkitError(f"show of {strategy.name!r} gave a {type(loader).__name__}: return the loader")
     loaders = {stage.name: loader for stage in strategy.stages}
     model, task = fitting.model, fitting.task
     locked = list(takewhile(lambda stage: not _trains_encoders(model, stage), strategy.stages))
@@ -154,7 +177,11 @@ def _step_flops(fitting: Fitting, stage: Stage, loader: Loader) -> float:
 
 def _objective(fitting: Fitting, stage: Stage) -> Objective:
     """The task's, as the stage wraps it."""
-    return stage.wrap(fitting.task.objective, fitting) if stage.wrap else fitting.task.objective
+    if not stage.wrap:
+        return fitting.task.objective
+    wrapped = stage.wrap(fitting.task.objective, fitting)
+    require_function(wrapped, f"what wrap of the stage {stage.name!r} gave", "model, batch")
+    return wrapped
 
 
 def _train(

@@ -1,6 +1,7 @@
 """What goes into a run and what comes out of it."""
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -29,8 +30,10 @@ class Budget:
     flops: float | None = None
 
     def __post_init__(self):
-        if self.pairs < 8 or self.epochs < 1 or (self.flops is not None and self.flops <= 0):
-            raise MmkitError(f"a budget needs pairs >= 8, epochs >= 1 and flops > 0, got {self}")
+        numbers = all(map(isinstance, (self.pairs, self.epochs, self.flops), (Integral, Real, Real | None)))
+        if not numbers or self.pairs < 8 or self.epochs < 1 or not (self.flops is None or self.flops > 0):
+            remedy = "give numbers, pairs a whole one"
+            raise MmkitError(f"a budget needs pairs >= 8, epochs >= 1 and flops > 0, got {self}: {remedy}")
 
 
 @dataclass

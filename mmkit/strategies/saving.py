@@ -42,7 +42,7 @@ def save(run, folder: str | Path) -> Path:
     for name, value in model.state_dict().items():
         if not name.startswith("own_heads."):  # heads that balanced the training and are not asked afterwards
             weights[name] = value.detach().cpu().contiguous().clone()
-    with writing(folder.parent):
+    with writing(folder.parent, "name a folder that you can write"):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as part:
             save_file(weights, part, metadata={"schema": SCHEMA})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,23 @@ from mmkit.training.batch import Transform
 
 STARTS = ("random", "pretrained")
 PRECISIONS = ("float32", "bfloat16")
+
+
+def require_function(value: object, what: str, arguments: str) -> None:
+    """Raise MmkitError for what cannot be called with these arguments."""
+    try:
+        signature(value).bind(*arguments.split(", "))
+    except TypeError as error:
+        remedy = f"write it as one, def name({arguments}): ..."
+        raise MmkitError(f"{what} is not a function of ({arguments}): {remedy}") from error
+    except ValueError:  # a built-in function, which does not say what it takes
+        return
+
+
+def _require_functions(owner: object, whose: str, called: Mapping[str, str]) -> None:
+    for name, arguments in called.items():
+        if getattr(owner, name) is not None:
+            require_function(getattr(owner, name), f"{name} of {whose}", arguments)
 
 
 def _require_tuple(values: object, kind: type, what: str, example: str) -> None:
@@ -93,9 +111,8 @@ class Stage:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         _require_tuple(self.groups, Group, f"groups of the stage {self.name!r}", "groups=(Group('head.*'),)")
-        for name in ("wrap", "hooks", "order", "schedule"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise MmkitError(f"{name} of the stage {self.name!r} is not a function: {name}=lambda fitting: ...")
+        called = {"wrap": "objective, fitting", "hooks": "fitting", "order": "fitting", "schedule": "step, steps"}
+        _require_functions(self, f"the stage {self.name!r}", called)
         if not self.groups or self.share <= 0 or self.lr <= 0:
             raise MmkitError(
                 f"the stage {self.name!r} needs a group and share and lr above 0, got {self.groups}, {self.share} and "
@@ -137,6 +154,8 @@ class Strategy:
     def __post_init__(self):
         _require_tuple(self.stages, Stage, f"stages of {self.name!r}", "stages=(Stage('joint'),)")
         _require_tuple(self.transforms, Callable, f"transforms of {self.name!r}", "transforms=(noise,)")
+        called = {"show": "loader, fitting", "prepare": "fitting", "finish": "model, ends", "undefined": "task"}
+        _require_functions(self, repr(self.name), called)
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise MmkitError(f"the strategy {self.name!r} needs stages with names of their own, got {names}")

@@ -10,7 +10,7 @@ from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, accuracy
 from mmkit.models import Multimodal
 from mmkit.models.fusion import FUSIONS, fusion
-from mmkit.tasks.base import Task
+from mmkit.tasks.base import Task, require_loaded
 from mmkit.tasks.texts import scored
 from mmkit.training import Batch, Loader, cross_entropy, seeded
 
@@ -33,6 +33,7 @@ class Answering(Task):
         modalities: tuple[str, ...] = ("image", "text"),
         limit: int | None = None,
     ):
+        require_loaded(dataset)
         self.dataset, self.label, self.role, self.language, self.fusion, self.limit = (
             dataset,
             label,

@@ -19,6 +19,12 @@ from mmkit.tasks.texts import text_counts
 from mmkit.training import Batch, Loader, Part, View, array_view, text_view
 
 
+def require_loaded(dataset: object) -> None:
+    """Raise MmkitError for the name of a data set in the place of the set."""
+    if isinstance(dataset, str | Path):
+        raise MmkitError(f"a task takes a data set and not its name: mmkit.load({str(dataset)!r})")
+
+
 class Task:
     """Data, an objective and metrics.
 

@@ -15,7 +15,7 @@ from mmkit.metrics.captioning import caption_scores, caption_words
 from mmkit.models import WordTokenizer
 from mmkit.models.captioner import DECODERS, END, Captioner
 from mmkit.models.decoding import Beams, beam_search
-from mmkit.tasks.base import Task
+from mmkit.tasks.base import Task, require_loaded
 from mmkit.tasks.texts import require_words, text_counts
 from mmkit.training import Batch, Loader, View, seeded, text_view
 from mmkit.training.objectives import require_equal_weights
@@ -64,6 +64,7 @@ class Captioning(Task):
     modalities, needs = ("image",), ("image",)
 
     def __post_init__(self):
+        require_loaded(self.dataset)
         if self.decoder not in DECODERS:
             raise unknown("decoder", self.decoder, DECODERS)
         require_words(self.dataset, caption_words, role=self.role, language=self.language)

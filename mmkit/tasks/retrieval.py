@@ -13,7 +13,7 @@ from mmkit.data import Dataset
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score, mean_average_precision, retrieval_scores
 from mmkit.models import DualEncoder
-from mmkit.tasks.base import Task
+from mmkit.tasks.base import Task, require_loaded
 from mmkit.tasks.texts import SAID
 from mmkit.training import Batch, Loader, Phase, flops_of, seeded, stream
 from mmkit.training.objectives import require_equal_weights
@@ -51,6 +51,7 @@ class Retrieval(Task):
     told = tuple(SAID)
 
     def __post_init__(self):
+        require_loaded(self.dataset)
         if self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
         if self.margin <= 0 or (self.temperature is not None and self.temperature <= 0):

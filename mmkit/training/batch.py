@@ -133,6 +133,12 @@ class Loader:
     targets: int = 1
     device: torch.device = torch.device("cpu")
 
+    def __post_init__(self):
+        weight, count = self.weight, len(self.dataset)
+        if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (count,) or (weight < 0).any()):
+            given = f"a tensor {tuple(weight.shape)}" if isinstance(weight, Tensor) else f"a {type(weight).__name__}"
+            raise MmkitError(f"weight is a tensor ({count},), one number of 0 or more for each item, got {given}")
+
     def __call__(self, rows: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The batch of some rows (B,) int64. generator: draws one of several entries and feeds the transforms; without
         it every row shows its first entry."""

@@ -53,7 +53,7 @@ class Checkpoint:
             tensors |= {f"hooks/{name}/{key}": value for key, value in held.items() if isinstance(value, Tensor)}
             notes["hooks"][name] = {key: value for key, value in held.items() if not isinstance(value, Tensor)}
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        with writing(self.path.parent):
+        with writing(self.path.parent, "name another folder for the checkpoints"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as part:
                 save_file(tensors, part, metadata={"notes": _json(notes)})

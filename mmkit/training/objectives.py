@@ -19,14 +19,19 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of logits (B, K) against target (B,); a weighted mean where the batch has weights.
 
     Raises MmkitError for a target of another shape."""
-    logits = model(batch.inputs)
-    if batch.target is None or batch.target.shape != logits.shape[:1]:
-        given = None if batch.target is None else tuple(batch.target.shape)
+    return labelled(model(batch.inputs), batch)
+
+
+def labelled(logits: Tensor, batch: Batch) -> Tensor:
+    """The same of logits that are there already."""
+    target = batch.target
+    if not isinstance(target, Tensor) or target.shape != logits.shape[:1]:
+        given = tuple(target.shape) if isinstance(target, Tensor) else target and f"one a task ({', '.join(target)})"
         raise MmkitError(
             f"cross-entropy of logits {tuple(logits.shape)} needs targets ({len(logits)},), got {given}: check the "
             "loader's target"
         )
-    return weighted(logits, batch.target, batch.weight)
+    return weighted(logits, target, batch.weight)
 
 
 def weighted(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
