@@ -277,6 +277,8 @@ def test_patients_split_anew_lie_in_one_split_each_and_are_not_pretrained_on():
     assert not set(evaluated["group"]) & set(rest["group"])
     assert set(dataset.items["split"]) - set(other.items["split"]) == set() and len(other) == len(dataset)
     assert dataset.items["split"].equals(load("phantoms", **SMALL).items["split"]), "the set given stays as it was"
+    assert other.content == again.content != dataset.content, "caches and checkpoints know one from the other"
+    assert other.content != resplit(dataset, "label_pneumonia", 1).content
 
 
 def test_the_interval_of_a_score_is_that_of_its_patients():

@@ -30,14 +30,15 @@ CAPS = {
 }  # lines of a room
 FLOORS = {
     0: ("errors", "machine", "processes"),
-    1: ("core", "data", "files", "parameters", "terminal", "yamls"),
-    2: ("models", "metrics", "notebooks"),
-    3: ("training", "stats"),
-    4: ("tasks",),
-    5: ("strategies",),
-    6: ("repro", "teach", "explain", "deploy"),
-    7: ("doctor",),
-    8: ("cli",),
+    1: ("files",),
+    2: ("core", "data", "parameters", "terminal", "yamls"),
+    3: ("models", "metrics", "notebooks"),
+    4: ("training", "stats"),
+    5: ("tasks",),
+    6: ("strategies",),
+    7: ("repro", "teach", "explain", "deploy"),
+    8: ("doctor",),
+    9: ("cli",),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SOURCES = sorted([*(ROOT / "mmkit").rglob("*.py"), *(ROOT / "data_recipes").glob("*.py")])

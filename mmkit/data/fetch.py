@@ -14,10 +14,11 @@ import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from mmkit.data.archive import unpack
-from mmkit.data.folders import data_root, file_hash, named_folder, readable, require_space, sync, writing
+from mmkit.data.folders import data_root, file_hash, named_folder, readable, require_space, writing
 from mmkit.data.progress import progress
 from mmkit.data.recipe import File, Recipe
 from mmkit.errors import MmkitError
+from mmkit.files import sync
 
 CHUNK = 1 << 16  # bytes
 RETRIES = 4  # attempts in a row that brought less than CHUNK

@@ -12,18 +12,11 @@ from pathlib import Path
 import platformdirs
 
 from mmkit.errors import MmkitError
+from mmkit.files import sync
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {
-    errno.EROFS,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENOENT,
-}
+NOT_THERE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+UNWRITABLE = NOT_THERE | {errno.EROFS, errno.EACCES, errno.EPERM}
 MORE_SPACE = "free some space, or point MMKIT_DATA at another disk"
 
 
@@ -79,17 +72,6 @@ def require_space(folder: Path, need: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise MmkitError(f"{purpose} needs {readable(need)} but {folder} has {readable(free)} free: {MORE_SPACE}")
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows has no handle for a folder
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mmkit.data.folders import file_hash, sync, writing
+from mmkit.data.folders import file_hash, writing
 from mmkit.data.rules import ITEM_COLUMNS, PAIRED, TEXT_COLUMNS, array_file, content_hash, require_letters, validate
 from mmkit.errors import MmkitError, printable, unknown
+from mmkit.files import sync
 
 TABLES = ("items.parquet", "texts.parquet")
 HEADER = 128  # bytes before the entries of an array
