@@ -80,7 +80,11 @@ class Run:
         with saving.reading(folder):
             about, model, trained = saving.load(folder, **options)
             settings = about["settings"] | {"saved_scores": about["scores"]}
-            data, content, budget = about["data"]["name"], about["data"]["content"], Budget(**about["budget"])
+            data, content = about["data"]["name"], about["data"]["content"]
+            try:
+                budget = Budget(**about["budget"])
+            except MmkitError as error:  # and `reading` says in which file
+                raise ValueError(error) from error
         run = cls(about["arm"], about["task"], data, content, about["seed"], budget, settings, {}, Cost(), [], model)
         run.trained = trained
         return run
