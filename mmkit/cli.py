@@ -132,10 +132,10 @@ def reproduce(
     tensorboard: Curves = None,
 ) -> None:
     """Run a plan and write its report; runs that are finished are not run again. Exit code 1 when runs failed."""
-    from mmkit.repro import report
+    from mmkit.published import held
 
     _curves(tensorboard)
-    raise typer.Exit(report.reproduce(plan, workers=workers, scheduler=scheduler, dry_run=dry_run))
+    raise typer.Exit(held.reproduce(plan, workers=workers, scheduler=scheduler, dry_run=dry_run))
 
 
 def _curves(folder: Path | None) -> None:
@@ -186,17 +186,16 @@ def runs_clean(
 @app.command("report")
 def report_(
     plan: Plan = "head_to_head",
-    out: Annotated[
-        Path | None, typer.Option(help="Where the HTML file goes; runs/PLAN/report.html by default.")
-    ] = None,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Also copy the compact records to notebooks/records/.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; runs/PLAN/report.html by default.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Publish the records in notebooks/records/.")] = False,
+    why: Annotated[str, typer.Option(metavar="SENTENCE", help="Why a published verdict changes, for its card.")] = "",
+    platform: Annotated[str, typer.Option(metavar="NAME", help="Publish beside, as of another platform.")] = "",
+    readme: Annotated[bool, typer.Option("--readme", help="Only write what README says was found.")] = False,
 ) -> None:
     """Write the report of the runs there are: claims, intervals, costs, environment."""
-    from mmkit.repro import report
+    from mmkit.published import publishing
 
-    print(f"the report: {report.export(plan, out=out, publish=publish)}")
+    print("\n".join(publishing.write(plan, out=out, publish=publish, why=why, platform=platform, readme=readme)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

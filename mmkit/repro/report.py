@@ -8,15 +8,15 @@ import html
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mmkit import notebooks, stats
-from mmkit.errors import MmkitError, printable
+from mmkit.errors import MmkitError
 from mmkit.files import restore_folder
-from mmkit.repro import batches, paths, runner
+from mmkit.repro import batches, paths
 from mmkit.repro.batches import Batch, load
 from mmkit.repro.claims import Claim, Verdict, evaluate, read_claims, waiting
 from mmkit.repro.figures import across, arm_frames, arm_points, condition_text, conditions, panels  # noqa: F401
@@ -41,32 +41,13 @@ ATTRIBUTES = {"*": ["class", "style", "colspan", "rowspan"], "a": ["href"], "img
 MADE_BY_US = '<meta name="generator" content="mmkit">'
 
 
-def reproduce(
-    plan: str = "head_to_head", *, workers: int | None = None, scheduler: str | None = None, dry_run: bool = False
-) -> int:
-    """Run a plan, write its report and say what was found; returns the exit code, 1 when runs are missing or failed."""
-    batch = runner.run_plan(plan, workers=workers, scheduler=scheduler, dry_run=dry_run)
-    if dry_run:
-        return 0
-    for verdict in verdicts(batch):
-        what = f"{verdict.claim.id} {verdict.verdict}: {verdict.claim.statement}"
-        print(printable(f"{SIGNS[verdict.verdict]} {what} ({effect_text(verdict)}; {verdict.reason})"))
-    for failure in batch.failures:
-        print(printable(f"FAILED {failure['label']}: {failure['message']}", 300))
-    print(f"the report: {export(plan, batch=batch)}")
-    return 0 if batch.complete else 1
-
-
-def export(
-    plan: str = "head_to_head", *, out: Path | None = None, publish: bool = False, batch: Batch | None = None
-) -> Path:
+def export(plan: str = "head_to_head", *, out: Path | None = None, batch: Batch | None = None) -> Path:
     """Run the report notebook on a plan's records and write it as one HTML file without code or outside references.
 
     batch: the plan's runs made here, where they are loaded already. out: the file, by default `runs/PLAN/report.html`.
-    publish: also copy the records, compactly, to `notebooks/records/PLAN/`.
     Raises: MmkitError when the plan has no records yet, or `out` is a file that is no report.
     """
-    name = batch.manifest["plan"]["name"] if batch else read_plan(plan).name if Path(plan).suffix else str(plan)
+    name = batch.manifest["plan"]["name"] if batch else named(plan)
     place = paths.batch(name)
     folder = place if batch else _folder(name)
     if not batch and not (folder / "plan.json").exists():
@@ -75,14 +56,17 @@ def export(
     if out.is_file() and MADE_BY_US not in out.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise MmkitError(f"{out} is there already and is no report of mmkit: give --out another name, or remove it")
     asked = batch.manifest["plan"] if batch else batches.manifest(folder)["plan"]
-    if publish:
-        batches.publish(batch or load(folder), paths.notebooks() / "records" / name)
     executed = place / "report.ipynb"
     values = {"plan": name, "runs_dir": str(folder.parent)}
     notebooks.execute(paths.notebooks() / f"{NOTEBOOK}.ipynb", executed, values, profile=asked["profile"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(executed, title=asked["title"]), encoding="utf-8", errors="backslashreplace")
     return out
+
+
+def named(plan: str | Path) -> str:
+    """The name of a plan that is given by its name or its file. Raises: MmkitError for a file that is no plan."""
+    return read_plan(plan).name if Path(plan).suffix else str(plan)
 
 
 def open_batch(plan: str, runs_dir: str = "") -> tuple[Batch, Path]:
@@ -107,13 +91,17 @@ def effect_text(verdict: Verdict) -> str:
     """Effect and interval in the claim's unit, `+0.034 [+0.010, +0.058] accuracy`; on the log2 scale as a ratio."""
     if verdict.estimate is None:
         return "no result"
-    values = (verdict.estimate.effect, verdict.estimate.low, verdict.estimate.high)
-    if verdict.claim.scale == "log2":
-        effect, low, high = (f"{2**value:.3g}" for value in values)
-        return f"x{effect} [{low}, {high}] {verdict.claim.unit.removeprefix('log2 ')}"
-    plain = 0.0095 < max(map(abs, values)) < 100
-    effect, low, high = (f"{value:+.3f}" if plain else f"{value:+.2g}" for value in values)
-    return f"{effect} [{low}, {high}] {verdict.claim.unit}"
+    estimate, claim = verdict.estimate, verdict.claim
+    return interval_text(estimate.effect, estimate.low, estimate.high, claim.unit, claim.scale)
+
+
+def interval_text(effect: float, low: float, high: float, unit: str, scale: str) -> str:
+    """`effect_text` of bare numbers."""
+    if scale == "log2":
+        ratio, least, most = (f"{2**value:.3g}" for value in (effect, low, high))
+        return f"x{ratio} [{least}, {most}] {unit.removeprefix('log2 ')}"
+    form = "+.3f" if 0.0095 < max(map(abs, (effect, low, high))) < 100 else "+.2g"
+    return f"{effect:{form}} [{low:{form}}, {high:{form}}] {unit}"
 
 
 def forest_rows(found: Sequence[Verdict]) -> list[dict]:
@@ -153,10 +141,13 @@ def _size(verdict: Verdict, value: float) -> str:
     return f"x{2**value:.3g}" if verdict.claim.scale == "log2" else f"{value:.3g}"
 
 
-def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
+def claim_cards(
+    found: Sequence[Verdict], manifest: dict | None = None, given: Callable[[str], str] = lambda claim: ""
+) -> str:
     """HTML: per claim its source, scope, what was compared, the verdict's reason, and its limits.
 
-    manifest: the plan's; with it the card says whether the claim was declared before its first run.
+    manifest: the plan's; with it the card says whether the claim was declared before its first run. given: what gives
+    the verdicts that a claim had by its id, a line each (`mmkit.published.history.given`).
     """
     declared = {claim.id: claim for claim in read_claims()}
     changed = "claims.yaml reads differently now; this is the verdict on the claim as it stood when it was run"
@@ -171,6 +162,7 @@ def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
             "Again": _again(verdict),
             "Power": _power(verdict) if len(verdict.seeds) > 1 else "",
             "Left out": f"seeds {', '.join(map(str, verdict.left_out))} lack a run" if verdict.left_out else "",
+            "Verdicts it was given": given(claim.id),
             "Limits": claim.limits,
             "Declared": _declared(manifest) if manifest else "",
             "Changed": changed if declared.get(claim.id, claim) != claim else "",
@@ -183,7 +175,10 @@ def claim_cards(found: Sequence[Verdict], manifest: dict | None = None) -> str:
 
 
 def _definitions(lines: dict[str, str]) -> str:
-    rows = (f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items() if text)
+    rows = []
+    for name, text in lines.items():
+        told = "<br>".join(html.escape(text).splitlines())
+        rows += [f"<dt>{html.escape(name)}</dt><dd>{told}</dd>"] if told else []
     return f"<dl>{''.join(rows)}</dl>"
 
 
