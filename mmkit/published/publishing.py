@@ -62,8 +62,11 @@ def superseded(batch: Batch, folder: Path) -> bool:
     if not (folder / "plan.json").exists():
         return False
     old = batches.load(folder)
-    seeds, before = ({result.row["seed"] for result in each.results} for each in (batch, old))
-    return old.manifest["claims"] != batch.manifest["claims"] or seeds != before
+    return old.manifest["claims"] != batch.manifest["claims"] or _seeds(old) != _seeds(batch)
+
+
+def _seeds(batch: Batch) -> set[int]:
+    return {result.row["seed"] for result in batch.results}
 
 
 def archive(folder: Path) -> Path:
