@@ -73,6 +73,11 @@ def test_a_checkpoint_knows_what_the_strategy_does_and_not_its_name_alone(task, 
         fit(staged(), task, **OPTIONS, checkpoint=tmp_path)
 
 
+def test_a_record_says_how_the_encoder_of_each_modality_started(task):
+    run = fit(Strategy("mine", "mine", {"image": "pretrained"}), task, **OPTIONS)
+    assert run.settings["start"] == "image: self-supervised on the unpaired pools, cost counted; text: random"
+
+
 def two_adapters(fitting):
     add_lora(fitting.model.text, rank=2)
     add_lora(fitting.model.text, rank=2)

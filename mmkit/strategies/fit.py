@@ -276,6 +276,9 @@ def _result(
         kept = _validation(fitting, loader)(model)
     words = tokenizer(task, fitting.encoders)
     settings = fitting.encoders.describe(strategy.any_pretrained) | task.settings() | task.texts_read(words)
+    if not isinstance(strategy.start, str):
+        starts = {name: fitting.encoders.describe(strategy.start_of(name) != "random") for name in model.modalities}
+        settings["start"] = "; ".join(f"{name}: {each['start']}" for name, each in starts.items())
     settings |= {"lr": fitting.lr, "lr_from": origin, "batch": fitting.batch, "epochs": fitting.budget.epochs}
     settings |= {"validation": kept} | fitting.settings
     data = task.dataset
