@@ -11,8 +11,8 @@ from data_recipes.phantoms import DIAGNOSES, FINDINGS, masks
 from mmkit.data import Recipe, load
 from mmkit.errors import MmkitError
 
-DEFAULT = "35e96491d82a69e380062039e454905a44c7f8871984f4377ede4f75258e7cac"
-SMALL = "0988c95b172d1c8a7454c6a6820b44b67df1aa4fd05c70d820c3fdbb58c2396b"
+DEFAULT = "b8c6890c10e43a05411482658d4e67678d975eaeb4923ff8d8e82d9812a070af"
+SMALL = "7ad6cb228b46608073158e43da5c18bfe61d728166799d2618d89f323bb8c6a8"
 
 
 @cache
