@@ -19,6 +19,7 @@ for _name in ("MMKIT_PROFILE", "MMKIT_RUN_DIR"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -49,6 +50,23 @@ def _session_folders(tmp_path_factory):
     patch.setenv("IPYTHONDIR", str(base / "ipython"))  # no start-up files of the user in the kernels
     yield
     patch.undo()
+
+
+@pytest.fixture
+def data_root(tmp_path, monkeypatch):
+    """A folder of prepared sets for one test, and no mirror."""
+    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("MMKIT_MIRROR", raising=False)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of ten small photos, `p0.png` to `p9.png`."""
+    (tmp_path / "photos").mkdir()
+    for n in range(10):
+        Image.new("RGB", (30, 20), (n, n, n)).save(tmp_path / f"photos/p{n}.png")
+    return tmp_path / "photos"
 
 
 @pytest.fixture

@@ -21,10 +21,7 @@ CLIPS = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
 RANGE = np.linspace(0, 80, 2 * 6, dtype=np.float32).reshape(2, 6, 1)
 
 
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 def recipe(fill, **changed):

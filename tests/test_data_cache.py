@@ -9,10 +9,7 @@ import torch
 from mmkit.data import cached
 
 
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 def test_cached_tensors_are_computed_once(data_root, capsys):

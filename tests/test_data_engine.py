@@ -15,11 +15,7 @@ from mmkit.errors import MmkitError
 GOLDEN = "76cc5f30ccbaf0dafd5c0c678b70c1d5f625c88247732d5cf9deb035ad91bd62"
 
 
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("MMKIT_MIRROR", raising=False)
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 # ---------------------------------------------------------------------------------------------- what is prepared

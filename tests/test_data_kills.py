@@ -5,34 +5,13 @@ import sys
 import time
 
 import pytest
-from data_toy import ABOUT, one
-from PIL import Image
+from data_toy import ABOUT, ALL, HEAD, adding, one
 
-from mmkit.data import Writer, add, commands, load, prepared
+from mmkit.data import Writer, commands, load, prepared
 from mmkit.errors import MmkitError
 
-HEAD = "image,caption\n"
-ALL = "".join(f"p{n}.png,photo number {n}\n" for n in range(10))
 
-
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("MMKIT_MIRROR", raising=False)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def photos(tmp_path):
-    (tmp_path / "photos").mkdir()
-    for n in range(10):
-        Image.new("RGB", (30, 20), (n, n, n)).save(tmp_path / f"photos/p{n}.png")
-    return tmp_path / "photos"
-
-
-def adding(photos, text=HEAD + ALL, name="captions.csv", **options):
-    (photos.parent / name).write_text(text, encoding="utf-8")
-    return add("mine", images=photos, table=photos.parent / name, **({"size": 16} | options))
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 SLOW_RECIPE = """

@@ -12,10 +12,7 @@ from mmkit.data.images import DamagedImage
 from mmkit.errors import MmkitError
 
 
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 def picture(path, shade=100, size=(30, 20), mode="RGB"):

@@ -9,11 +9,7 @@ from mmkit.data import load
 from mmkit.errors import MmkitError
 
 
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("MMKIT_MIRROR", raising=False)
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 REFUSED = {

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pydicom
 import pytest
+from data_toy import ALL, HEAD, adding
 from PIL import Image, ImageFile
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
@@ -24,28 +25,8 @@ from mmkit.data.archive import unpack
 from mmkit.errors import MmkitError, printable
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31mred\u202egnp"
-HEAD = "image,caption\n"
-ALL = "".join(f"p{n}.png,photo number {n}\n" for n in range(10))
 
-
-@pytest.fixture(autouse=True)
-def data_root(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMKIT_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("MMKIT_MIRROR", raising=False)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def photos(tmp_path):
-    (tmp_path / "photos").mkdir()
-    for n in range(10):
-        Image.new("RGB", (30, 20), (n, n, n)).save(tmp_path / f"photos/p{n}.png")
-    return tmp_path / "photos"
-
-
-def adding(photos, text=HEAD + ALL, name="captions.csv", **options):
-    (photos.parent / name).write_text(text, encoding="utf-8")
-    return add("mine", images=photos, table=photos.parent / name, **({"size": 16} | options))
+pytestmark = pytest.mark.usefixtures("data_root")
 
 
 # ---------------------------------------------------------------------------------------------- pictures
