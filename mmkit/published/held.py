@@ -92,14 +92,14 @@ def places(found: Sequence[Verdict], name: str, folder: Path) -> Places:
 
     found, folder: the verdicts of the runs at hand, and where those lie.
     """
-    records = paths.notebooks() / "records"
+    records, here = (paths.notebooks() / "records").resolve(), Path(folder).resolve()
     known = {}
     for published in [records / name, *sorted(records.glob(f"{name}@*"))]:
         if (published / "plan.json").exists():
             label = "published" if published.name == name else f"published @{published.name.partition('@')[2]}"
             batch = load(published)
-            known[label] = batch, list(found) if published == Path(folder) else report.verdicts(batch)
-    if Path(folder).parent != records:
+            known[label] = batch, list(found) if published == here else report.verdicts(batch)
+    if here.parent != records:
         known[HERE] = None, list(found)
     return known
 
@@ -163,12 +163,12 @@ def comparison(known: Places) -> str:
     for label, (batch, _) in known.items():
         lines += [f"  {label}: {made(batch)}"] if batch else []
     widths = [frame[column].str.len().max() for column in frame]
-    for row in frame.itertuples(index=False):
-        cells = (f"{cell:<{width}}" for cell, width in zip(map(str, row), widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
+    for *row, said in frame.itertuples(index=False):
+        lines.append("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
+        lines += [f"    {said}"] if len(said) > 1 else []
     for label, (_, verdicts) in list(known.items())[1:]:
         lines.append(f"{label}: {summary(hold(known['published'][1], verdicts))}")
-    return printable("\n".join([*lines, ""])) + "\n"
+    return printable("\n".join(lines)) + "\n"
 
 
 def made(batch: Batch) -> str:

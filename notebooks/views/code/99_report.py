@@ -9,6 +9,7 @@ import numpy as np
 from IPython.display import HTML, Markdown, display
 
 from mmkit import stats
+from mmkit.published import held, history
 from mmkit.repro import claims, report
 from mmkit.teach import plots
 
@@ -49,8 +50,20 @@ if rows:
         plots.forest(axes, rows)
 
 # %% claim-cards
-display(HTML(report.claim_cards(found, batch.manifest)))
+given = history.given(history.read(), plan)  # every verdict a claim was ever given
+display(HTML(report.claim_cards(found, batch.manifest, given)))
 display(HTML(report.waiting_claims(batch.manifest)))
+
+# %% held-table
+known = held.places(found, plan, folder)
+beside = held.table(known)
+if len(beside):
+    display(HTML(report.table_html(beside)))
+    for place, (_, others) in known.items():
+        if place != "published":
+            print(f"{place}: {held.summary(held.hold(known['published'][1], others))}")
+else:
+    display(Markdown("There is nothing to hold these runs against: one set of records."))
 
 # %% cost-panels
 def told(title, points):
