@@ -204,7 +204,8 @@ def test_a_deflated_dicom_file_is_not_inflated(tmp_path):
 
 
 FREE_TEXTS = """ImageComments StudyDescription SeriesDescription AdditionalPatientHistory ReasonForStudy
-RequestedProcedureDescription InstitutionalDepartmentName ReferringPhysicianAddress PersonTelephoneNumbers TextValue"""
+RequestedProcedureDescription InstitutionalDepartmentName ReferringPhysicianAddress PersonTelephoneNumbers TextValue
+DerivationDescription ProtocolName CurrentPatientLocation PatientState RequestingService ContentDescription"""
 
 
 @pytest.mark.parametrize("keyword", FREE_TEXTS.split())
@@ -215,6 +216,17 @@ def test_free_texts_that_may_name_a_patient_are_refused_and_can_be_dropped(keywo
     ):
         read_dicom(path)
     assert read_dicom(path, identifiers="drop").shape == (2, 3, 3)
+
+
+def test_more_pixels_than_the_header_says_are_no_picture(tmp_path):
+    """Of eight frames that nobody counted, three columns would pass for three colours."""
+    with pytest.raises(DamagedImage, match=r"its pixels are \(8, 2, 3\), its header says 2 x 3"):
+        read_dicom(dicom(tmp_path / "a.dcm", PixelData=b"\0" * 100))
+
+
+def test_a_slope_that_is_no_number_is_damage(tmp_path):
+    with pytest.raises(DamagedImage, match="its rescaling or its window is no number"):
+        read_dicom(dicom(tmp_path / "a.dcm", RescaleSlope="nan", RescaleIntercept=0))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FORMATTED = ("mmkit", "data_recipes", "tests")  # 120 columns by `ruff format`, the caps below, small functions
 CAPS = {
     "core": 1800,
-    "data": 2620,  # what people and strangers bring: tables, pictures, DICOM, archives, cards; what a modality tells
+    "data": 2630,  # what people and strangers bring: tables, pictures, DICOM, archives, cards; what a modality tells
     "models": 1500,
     "metrics": 450,
     "stats": 450,

@@ -18,7 +18,7 @@ HARMLESS = {"PatientSex", "PatientAge", "PatientSize", "PatientWeight"}
 # Places, and what people type freely, which often holds a name (DICOM PS3.15, annex E)
 FREE = re.compile(
     r"AccessionNumber|Institution(Name|alDepartmentName)|\w*(Address|Comments?|History|TelephoneNumbers)|ReasonFor\w+"
-    r"|(Study|Series|\w*Procedure\w*|\w*Diagnoses)Description|(Unformatted)?Text(Value|String)"
+    r"|\w*(Description|PatientLocation)|ProtocolName|PatientState|RequestingService|(Unformatted)?Text(Value|String)"
 )
 FAR = 1e12  # beyond every window
 PIXELS = {"PixelData", "FloatPixelData", "DoubleFloatPixelData"}
@@ -49,6 +49,10 @@ def read_dicom(path: Path, *, window: tuple[float, float] | None = None, identif
             del data[element.tag]
         _require_plain_pixels(data)
         pixels = data.pixel_array if data.SamplesPerPixel == 3 else _grey(data, window)
+        if pixels.shape[:2] != (data.Rows, data.Columns) or pixels.ndim > 3 - (data.SamplesPerPixel == 1):
+            raise DamagedImage(f"its pixels are {pixels.shape}, its header says {data.Rows} x {data.Columns}")
+        if not np.isfinite(pixels).all():
+            raise DamagedImage("its rescaling or its window is no number")
         rows, columns = _towards(data)
     except (MmkitError, DamagedImage):
         raise
