@@ -40,58 +40,11 @@ from mmkit.repro import claims, plan  # noqa: E402
 
 SLOW = 20  # seconds
 PHOTOS = FOLDER / "photos"
-CELLS = [
-    "",
-    " ",
-    "p0.png",
-    "p1.png",
-    "./p2.png",
-    "p3.png ",
-    "../x",
-    '"',
-    "a,b",
-    "\n",
-    "\r",
-    "\t",
-    "\0",
-    "漢",
-    "\u2028",
-    "nan",
-]
-CELLS += [
-    "-1",
-    "0",
-    "1",
-    "1.0",
-    "+1",
-    "true",
-    "\ufeff",
-    "\U0001f600",
-    "\u200b",
-    "train",
-    "val",
-    "test",
-    "Train",
-    "dev",
-    ";",
-]
-CELLS += ["pool_text", "pool_image", "['a']", '{"a": 1}', "[laughs]", "N/A", "\x1b[2J", "e\u0301"]
-NAMES = [
-    "image",
-    "caption",
-    "label",
-    "label_x",
-    "group",
-    "split",
-    "language",
-    "Image",
-    "caption ",
-    "x",
-    "",
-    "text",
-    "label_",
-]
-NAMES += ["id", "path", "item", "role", "patient_id", "Split"]
+CELLS = ["", " ", "p0.png", "p1.png", "./p2.png", "p3.png ", "../x", '"', "a,b", "\n", "\r", "\t", "\0", "漢"]
+CELLS += ["\u2028", "nan", "-1", "0", "1", "1.0", "+1", "true", "\ufeff", "\U0001f600", "\u200b", "train", "val"]
+CELLS += ["test", "Train", "dev", "pool_text", "pool_image", "['a']", '{"a": 1}', "[laughs]", "N/A", "\x1b[2J", ";"]
+NAMES = ["image", "caption", "label", "label_x", "group", "split", "language", "Image", "caption ", "x", "", "text"]
+NAMES += ["label_", "id", "path", "item", "role", "patient_id", "Split"]
 words = st.text(max_size=6) | st.sampled_from(CELLS)
 numbers = st.integers() | st.floats() | st.booleans() | st.none() | st.just(10**400)
 values = st.recursive(
