@@ -12,8 +12,8 @@ import torch
 from mmkit.data import Recipe, commands, load, prepared
 from mmkit.errors import MmkitError
 
-SCENES = "02f4711b6295d38c75e3391fae1fe834169a30d15eb532a9710dfba6da650e87"
-PHANTOMS = "c5587e8bfccb8ad6bb5f5c0f526f42abb773bef25527867ab13dd09cd233f042"
+SCENES = "db0200777c93f7c7dd91ad20715375449ae2605f1e4fec615aa401cc9296da06"
+PHANTOMS = "906a8f8eaaba406a25e3b04b35d3aaf5a8852a6ec956b2beae71faa021c6e7fb"
 ABOUT = {"name": "street", "title": "A street", "task": "none", "licence": "CC0", "terms": "none", "citation": "nobody"}
 PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
 SOUND = np.arange(3 * 8, dtype=np.int16).reshape(3, 8) - 5
