@@ -141,6 +141,6 @@ def draw_costs(
 
 
 def mark(axis: Axes, x: float, name: str) -> None:
-    """A dashed line at x, with its name beside its foot."""
+    """A dashed line at x, with its name beside its top."""
     axis.axvline(x, color="0.5", linestyle="--", linewidth=1.2)
-    axis.annotate(f"{name} ", (x, 0.02), xycoords=("data", "axes fraction"), ha="right")
+    axis.annotate(f"{name} ", (x, 0.94), xycoords=("data", "axes fraction"), ha="right")

@@ -173,7 +173,7 @@ alt = f"{about} At {long:,} tokens: {seen.in_words(counted(long))}."
 titles = "The fused kernel saves no FLOPs,", "but most of the memory"
 with plots.figure(1, 2, width=8.6, height=3.7, alt=alt, caption=about) as axes:
     seen.draw_costs(axes, counted, measured, longest=16384, titles=titles)
-    seen.mark(axes[0], equal, f"products = maps: {equal:,}")
+    seen.mark(axes[0], equal, f"equal: {equal:,}")
     seen.mark(axes[1], long, f"Lena: {long:,}")
 
 # %% minilm
@@ -207,10 +207,10 @@ print(f"equation (1) inside MiniLM gives MiniLM's tokens: {gap(x[real], theirs[r
 found, shuffled = seen.looks(maps, real), seen.looks(*read(bags)[1:])
 top = {name: divmod(int(weight.argmax()), weight.shape[1]) for name, weight in found.items()}
 for name, at in top.items():
-    print(f"{name:11} most in layer {at[0]}, head {at[1]:2}: {found[name][at]:.0%}", end="")
-    print(f" of its weight; with the words shuffled {shuffled[name][at]:.0%}")
-on_cls = found["[CLS]"].mean()
-print(f"[CLS] gets {on_cls:.0%} of all weight; one of {real.sum(1).double().mean():.0f} tokens")
+    weights = f"{found[name][at]:4.0%} of its weight, {shuffled[name][at]:4.0%} with shuffled words"
+    print(f"{name:11} most in layer {at[0]}, head {at[1]:2}: {weights}")
+on_cls, tokens = found["[CLS]"].mean(), real.sum(1).double().mean()
+print(f"[CLS] gets {on_cls:.0%} of all weight, one of {tokens:.0f} tokens")
 
 # %% needed
 def vectors(**change):
@@ -226,20 +226,20 @@ changes = {
     "second word hidden": {"visible": place != 2},
     "second word erased": {"erased": [2]},
     "window of 5": {"visible": window},
-    "window of 5, and [CLS]": {"visible": window | (place == 0)},
+    "window and [CLS]": {"visible": window | (place == 0)},
 }
 whole = vectors()
 left = {name: F.cosine_similarity(vectors(**change), whole) for name, change in changes.items()}
 left["another caption"] = F.cosine_similarity(whole.roll(1, 0), whole)
 for name, values in left.items():
-    print(f"{name:22} cosine to the whole model's vector {values.mean():.3f}")
+    print(f"{name:18} cosine to the whole model's vector {values.mean():.3f}")
 
 # %% map-figure
 drawn, names = read([caption])[1][0], seen.token_names(caption, minilm.tokenizer)
 shown = {"reads the word before": drawn[top["word before"]], "rests on [CLS]": drawn[top["[CLS]"]]}
 about = "Two heads of MiniLM, bright is weight 1. Right: a dot is a caption, a diamond the mean."
-size = {"width": 10.5, "height": 4.2, "width_ratios": (1, 1, 1.1)}
-with plots.figure(1, 3, alt=about, caption=about, **size) as axes:
+alt = about + "; ".join(f" {name} {values.mean():.2f}" for name, values in left.items())
+with plots.figure(1, 3, width=10.5, height=4.2, alt=alt, caption=about) as axes:
     seen.draw_maps(axes[:2], shown, names)
     seen.draw_changes(axes[2], left, reference="another caption")
     axes[2].set(title="Taken away: what is left", xlabel="cosine to the whole model's vector")
@@ -291,16 +291,16 @@ with Saved() as saved:
 assert max(saved.sizes, default=0) <= v.nbytes / 8, "a tensor of the size of all logits was made"
 
 # %% findings
-costs = list(counted(long).values())[:3]  # weights stored, fused kernel, Perceiver
+costs = list(counted(long).values())  # weights stored, fused kernel, Perceiver, ...
 gigabytes = [32 * 6 * 4 * floats / 1e9 for _, floats in costs]
 mean = {name: values.mean() for name, values in left.items()}
 text_found = f"""
 * **Lena's answer.** {long:,} tokens, 32 at a time in 6 layers, keep {gigabytes[0]:.0f} GB with the
   weights stored, **{gigabytes[1]:.0f} GB with the fused kernel**: she may keep her Transformer.
 * A Perceiver reads for {costs[0][0] / costs[2][0]:.0f} times fewer FLOPs, with {latents} queries.
-* The quadratic part equals the rest at **{equal:,}** tokens; your guess was {guess:,.0f}.
-* MiniLM gives **{on_cls:.0%}** of its weight to `[CLS]`. Hide it, and a caption's vector is as
-  far off (cosine {mean["[CLS] hidden"]:.2f}) as another caption's ({mean["another caption"]:.2f}).
-  Erase what it says, and the vector stays ({mean["[CLS] erased"]:.3f}): weight is parked there.
+* MiniLM gives **{on_cls:.0%}** of its weight to `[CLS]`. Hide it, and a caption's vector keeps a
+  cosine of {mean["[CLS] hidden"]:.2f} (another caption's: {mean["another caption"]:.2f}). Erase
+  what it says, and {mean["[CLS] erased"]:.3f} are left: the weight is parked there.
+* A window of 5 tokens keeps {mean["window of 5"]:.2f}, with `[CLS]` {mean["window and [CLS]"]:.2f}.
 * {len(family)} encoders are one `Transformer`. Its block is PyTorch's, its attention BERT's."""
 display(Markdown(text_found))
