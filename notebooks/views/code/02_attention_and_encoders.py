@@ -296,8 +296,8 @@ gigabytes = [32 * 6 * 4 * floats / 1e9 for _, floats in costs]
 mean = {name: values.mean() for name, values in left.items()}
 text_found = f"""
 * **Lena's answer.** {long:,} tokens, 32 at a time in 6 layers, keep {gigabytes[0]:.0f} GB with the
-  weights stored, **{gigabytes[1]:.0f} GB with the fused kernel**: she may keep her Transformer.
-* A Perceiver reads for {costs[0][0] / costs[2][0]:.0f} times fewer FLOPs, with {latents} queries.
+  weights stored, **{gigabytes[1]:.0f} GB with the fused kernel**, which decides whether it fits.
+* A Perceiver takes {costs[0][0] / costs[2][0]:.0f} times fewer FLOPs and leaves {latents} vectors.
 * MiniLM gives **{on_cls:.0%}** of its weight to `[CLS]`. Hide it, and a caption's vector keeps a
   cosine of {mean["[CLS] hidden"]:.2f} (another caption's: {mean["another caption"]:.2f}). Erase
   what it says, and {mean["[CLS] erased"]:.3f} are left: the weight is parked there.
