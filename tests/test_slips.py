@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmkit.errors import MmkitError
-from mmkit.explain.slips import Slips, draw_silent, draw_stopped, error_of, from_folders
+from mmkit.explain.slips import Slips, captions, draw_captions, draw_silent, draw_stopped, error_of, from_folders
 
 COLOURS = {"wrong": "red", "right": "blue", "grey": "grey"}
 
@@ -104,4 +104,19 @@ def test_the_figure_shows_the_error_and_cuts_a_long_one(found):
     assert short == "TypeError: not this"
     assert long.startswith("RuntimeError: much") and long.endswith("...") and len(long) <= 68
     assert axes.get_title() == "2 stop with an error"
+    plt.close(figure)
+
+
+def test_photos_stand_upright_beside_both_captions():
+    pixels = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
+    pixels[1, 0, 1, 5] = 255
+    photos = [(pixels[0], "one", "two"), (pixels[1], "word " * 12, "short")]
+    assert captions(photos)[0] == "written: one\nreal: two"
+    figure, axes = plt.subplots(1, 2)
+    draw_captions(axes, photos)
+    (image,) = axes[1].images
+    assert image.get_array().shape == (4, 6, 3) and image.get_array()[1, 5].tolist() == [255, 0, 0]
+    lines = axes[1].texts[0].get_text().splitlines()
+    assert lines[0].startswith("written: word") and lines[1].startswith("    word") and lines[-1] == "real: short"
+    assert max(map(len, lines)) <= 30
     plt.close(figure)

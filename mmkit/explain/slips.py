@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
-from textwrap import shorten
+from textwrap import fill, shorten
 
 import torch
 from matplotlib.axes import Axes
@@ -147,6 +147,20 @@ def draw_stopped(axes: Axes, slips: Sequence[Slip], *, wrong: str) -> None:
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     _label(axes, slips, f"{len(slips)} stop with an error")
+
+
+def captions(photos: Sequence[tuple[Tensor, str, str]]) -> list[str]:
+    """What was written of each photo beside its real caption. photos: pixels (3, H, W), written, real."""
+    return [f"written: {written}\nreal: {real}" for _, written, real in photos]
+
+
+def draw_captions(axes: Sequence[Axes], photos: Sequence[tuple[Tensor, str, str]]) -> None:
+    """Each photo beside its two captions, on axes of its own. photos: as for `captions`."""
+    for axis, (pixels, *_), text in zip(axes, photos, captions(photos), strict=True):
+        axis.imshow(pixels.permute(1, 2, 0).numpy())
+        axis.set_axis_off()
+        lines = [fill(line, 30, subsequent_indent="    ") for line in text.splitlines()]
+        axis.annotate("\n".join(lines), (1.05, 0.5), xycoords="axes fraction", va="center")
 
 
 def _label(axes: Axes, slips: Sequence[Slip], title: str) -> None:
