@@ -9,12 +9,13 @@ from textwrap import fill, shorten
 
 import torch
 from matplotlib.axes import Axes
-
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mmkit.errors import MmkitError, printable
+
+Values = float | Sequence[float]  # a number, or one a seed
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,11 @@ class Slips(list[Slip]):
     """The slips that were measured, in order; `add` prints each."""
 
     def add(
-        self,
-        where: str,
-        what: str,
-        measure: str,
-        printed: float | Sequence[float] | str,
-        right: float | Sequence[float],
-        losses: Sequence[float] = (),
+        self, where: str, what: str, measure: str, printed: Values | str, right: Values, losses: Sequence[float] = ()
     ) -> None:
         """Write down one slip. printed: the number that the printed line gives, or the error that stops it, as text.
 
-        printed, right: a number, or one a seed. losses: the printed loss at each step of a training."""
+        losses: the printed loss at each step of a training."""
         error, wrong = (printed, ()) if isinstance(printed, str) else ("", _values(printed))
         ends = (losses[0], losses[-1]) if losses else ()
         self.append(Slip(where, what, measure, wrong, _values(right), error, ends))
@@ -88,7 +83,7 @@ class Slips(list[Slip]):
         return sum(slip.fell for slip in trained), len(trained)
 
 
-def _values(value: float | Sequence[float]) -> tuple[float, ...]:
+def _values(value: Values) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
@@ -132,17 +127,15 @@ def draw_silent(axes: Axes, slips: Sequence[Slip], *, wrong: str, right: str, gr
         axes.plot(mended, place, "o", color=right, markersize=9, clip_on=False)
         said = f"{printed:.2f} → {mended:.2f}  {slip.measure}{', loss fell' if slip.fell else ''}".replace("-", "−")
         axes.annotate(said, (1.04, place), va="center", color=grey, annotation_clip=False)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("the number named at the right; small marks are single seeds, an arrow lies below 0")
+    axes.set(xlim=(0, 1), xlabel="the number named at the right; small marks are single seeds, an arrow lies below 0")
     _label(axes, slips, f"{len(slips)} run to the end with a wrong number (cross); made right (dot)")
 
 
 def draw_stopped(axes: Axes, slips: Sequence[Slip], *, wrong: str) -> None:
     """A line a slip with the error that stops it. wrong: a colour."""
     for place, slip in enumerate(slips):
-        axes.annotate(
-            shorten(slip.error, 68, placeholder=" ..."), (0.01, place), va="center", color=wrong, annotation_clip=False
-        )
+        said = shorten(slip.error, 68, placeholder=" ...")
+        axes.annotate(said, (0.01, place), va="center", color=wrong, annotation_clip=False)
     axes.grid(visible=False)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
@@ -164,6 +157,5 @@ def draw_captions(axes: Sequence[Axes], photos: Sequence[tuple[Tensor, str, str]
 
 
 def _label(axes: Axes, slips: Sequence[Slip], title: str) -> None:
-    axes.set_title(title)
     axes.set_yticks(range(len(slips)), [f"{slip.what}  ({slip.where})" for slip in slips])
-    axes.set_ylim(len(slips) - 0.4, -0.6)
+    axes.set(title=title, ylim=(len(slips) - 0.4, -0.6))
