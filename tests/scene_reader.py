@@ -82,7 +82,8 @@ class Reader:
         """Pieces of one pure colour: its name, the pattern of pixels, where its middle is (y, x)."""
         found = []
         for name, colour in COLOURS.items():
-            pieces, count = label((image == colour).all(-1))
+            pure = (image == colour).all(-1)
+            pieces, count = label(pure) if pure.any() else (pure, 0)
             for piece in range(1, count + 1):
                 inside = pieces == piece
                 ys, xs = np.nonzero(inside)
