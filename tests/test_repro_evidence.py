@@ -13,7 +13,7 @@ from repro_stub import make_plan, quiet, rows, undisturbed, write
 
 from mmkit.errors import MmkitError
 from mmkit.files import new_file
-from mmkit.repro import batches, browse, report, runner
+from mmkit.repro import batches, browse, records, report, runner
 
 pytestmark = pytest.mark.slow
 
@@ -188,6 +188,13 @@ def one_more(run):
     (run / "items" / "0002.parquet").write_bytes((run / "items" / "0000.parquet").read_bytes())
 
 
+def made_without_a_run(run):
+    (run / "notebook.ipynb").unlink()
+    said = json.loads((run / "record.json").read_text())
+    said["sha256"].pop("notebook.ipynb")
+    (run / "record.json").write_text(json.dumps(records.sealed(said)))
+
+
 EDITS = {
     "a score": (
         lambda run: first_line(run / "results.jsonl", lambda row: row["scores"].update(accuracy=0.99)),
@@ -202,6 +209,19 @@ EDITS = {
     "the notebook": (lambda run: (run / "notebook.ipynb").write_text("{}"), "notebook.ipynb was edited after"),
     "a lost file": (lambda run: (run / "notebook.ipynb").unlink(), "notebook.ipynb is gone after"),
     "a row": (one_more, "items/0002.parquet was added, results.jsonl was edited"),
+    "the record": (
+        lambda run: edit_json(run / "record.json", lambda said: said.update(seconds=1.0)),
+        "record.json was",
+    ),
+    "its seed": (
+        lambda run: edit_json(run / "record.json", lambda said: said["parameters"].update(seed=7)),
+        "holds the record of another run",
+    ),
+    "no digests": (
+        lambda run: edit_json(run / "record.json", lambda said: said.pop("sha256")),
+        "record.json was edited",
+    ),
+    "no run": (made_without_a_run, "record.json is of no run, for it names no executed notebook"),
 }
 
 
@@ -228,6 +248,7 @@ def test_an_edited_run_is_refused_and_said(made, edit):
         lambda asked: asked.update(commit="0" * 40),
         lambda asked: asked["claims"].append({"id": "C1"}),
         lambda asked: asked["plan"].update(profile="full"),
+        lambda asked: asked.pop("digest"),
     ],
 )
 def test_an_edited_manifest_is_refused_and_written_anew(made, change, monkeypatch):
@@ -238,6 +259,20 @@ def test_an_edited_manifest_is_refused_and_written_anew(made, change, monkeypatc
         batches.load(folder)
     again = runner.run_plan(make_plan(folder.parent.parent / "20_stub.ipynb", seeds=2), say=quiet)
     assert rows(again) == undisturbed([0, 1]) and again.manifest["declared"] > "2026"
+    for path, data in content.items():
+        path.write_bytes(data)
+
+
+def test_a_dropped_seed_is_seen_although_the_digest_fits(made):
+    folder, content = made
+    asked = json.loads((folder / "plan.json").read_text())
+    asked["runs"].pop()
+    (folder / "plan.json").write_text(json.dumps(records.sealed(asked)))
+    said = (
+        "plan.json lists 1 runs, its plan asks for 2: a seed or condition was dropped or added; 'mmkit reproduce stub'"
+    )
+    with pytest.raises(MmkitError, match=said):
+        batches.load(folder)
     for path, data in content.items():
         path.write_bytes(data)
 
@@ -273,15 +308,23 @@ def test_edited_published_records_are_refused(tmp_path, change, said):
         batches.load(folder)
 
 
-def test_what_was_published_before_there_were_digests_is_still_held_against_itself(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"headers": [{"results": 11}]}, "holds 12 results, its runs recorded 11"),
+        ({"sha256": {}}, "items.parquet was added, results.jsonl was added"),
+        ({"runs": [{"key": "1", "label": "one"}], "headers": [{"key": "2"}]}, "holds a record without a run, 2"),
+        (
+            {"runs": [{"key": "1", "label": "one"}], "headers": [{"key": "1"}], "missing": ["two"]},
+            "tells of 2 of the 1 runs that it was made of",
+        ),
+    ],
+)
+def test_published_records_are_held_against_themselves_although_the_digest_fits(tmp_path, change, said):
     folder = batch_folder(tmp_path / "records" / "toy", head_to_head(seeds=2))
-
-    def older(asked):
-        del asked["sha256"], asked["digest"]
-        asked["headers"] = [asked["headers"][0] | {"results": 11}]
-
-    edit_json(folder / "plan.json", older)
-    with pytest.raises(MmkitError, match="holds 12 results, its runs recorded 11: restore it from version control"):
+    asked = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(records.sealed(asked | change)))
+    with pytest.raises(MmkitError, match=f"{said}.*: restore it from version control"):
         batches.load(folder)
 
 

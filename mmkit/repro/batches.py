@@ -4,7 +4,6 @@
 when the results are read; whoever recomputes the digests too is beyond what a file can tell.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from mmkit.files import replace_folder, restore_folder, write_whole
 from mmkit.machine import commit
 from mmkit.repro import execute, paths, records
 from mmkit.repro.paths import is_done, read_json, read_manifest
-from mmkit.repro.plan import Plan, Planned, code_hash
+from mmkit.repro.plan import Plan, Planned, code_hash, runs_asked
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def load(folder: Path) -> Batch:
     for run in asked["runs"]:
         failed = folder / "failed" / run["key"] / "failure.json"
         if is_done(folder, run["key"]):
-            header, found = _load_run(folder / run["key"])
+            header, found = _load_run(folder / run["key"], run)
             headers.append(header)
             results.extend(found)
         elif failed.exists():
@@ -66,17 +65,21 @@ def load(folder: Path) -> Batch:
     return Batch(asked, results, headers, failures, missing)
 
 
-def _load_run(folder: Path) -> tuple[dict, list[records.Result]]:
+def _load_run(folder: Path, run: dict) -> tuple[dict, list[records.Result]]:
     header = read_json(folder / "record.json")
     records.check_schema(header, folder / "record.json")
-    if header.get("key", folder.name) != folder.name:
-        raise MmkitError(f"{folder} holds the record of another run: remove that folder and run the plan again")
+    path, again = folder / "record.json", records.remedy(folder)
+    if header.get("key") != folder.name or header.get("parameters") != run.get("parameters"):
+        raise MmkitError(f"{folder} holds the record of another run: {again}")
+    if header.get("digest", records.digest(header)) != records.digest(header):  # older records hold none
+        raise MmkitError(f"{path} was edited after the run: {again}")
+    if "notebook.ipynb" not in header.get("sha256", ()):
+        raise MmkitError(f"{path} is of no run, for it names no executed notebook: {again}")
     found = records.read(folder) if header["results"] else []
-    if "sha256" in header:  # records of older versions hold none
-        records.check_digests(folder, header["sha256"])
+    records.check_digests(folder, header["sha256"])
     if len(found) != header["results"]:
         number = f"{len(found)} of the {header['results']} results it recorded"
-        raise MmkitError(f"{folder} holds {number}: remove that folder and run the plan again")
+        raise MmkitError(f"{folder} holds {number}: {again}")
     return header, found
 
 
@@ -91,12 +94,15 @@ def _failure(path: Path, run: dict) -> dict:
 
 def _load_published(folder: Path, asked: dict) -> Batch:
     batch = Batch(asked, records.read(folder), asked["headers"], asked["failures"], asked["missing"])
-    if "sha256" in asked:
-        records.check_digests(folder, asked["sha256"])
+    records.check_digests(folder, asked.get("sha256", {}))
     numbers = [header["results"] for header in batch.headers if "results" in header]
     if len(numbers) == len(batch.headers) and sum(numbers) != len(batch.results):
         number = f"{len(batch.results)} results, its runs recorded {sum(numbers)}"
         raise MmkitError(f"{folder} holds {number}: restore it from version control")
+    keys = {run["key"] for run in asked["runs"]}
+    strange = [header["key"] for header in batch.headers if keys and header.get("key") not in keys]
+    if strange:
+        raise MmkitError(f"{folder / 'plan.json'} holds a record without a run, {strange[0]}: {records.remedy(folder)}")
     known = len(batch.headers) + len(batch.failures) + len(batch.missing)
     if asked["runs"] and known != len(asked["runs"]):
         number = f"{known} of the {len(asked['runs'])} runs that it was made of"
@@ -113,16 +119,15 @@ def manifest(folder: Path) -> dict:
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
     if wrong or not found["plan"].keys() >= {"name", "title", "profile"}:
         raise MmkitError(f"{folder / 'plan.json'} is damaged ({(wrong or ['plan'])[0]}): run the plan again")
-    if found.get("digest", digest(found)) != digest(found):
-        remedy = f"'mmkit reproduce {folder.name}' writes it anew; a published one is restored from version control"
-        raise MmkitError(f"{folder / 'plan.json'} was edited after the plan was run: {remedy}")
+    path, again = folder / "plan.json", f"'mmkit reproduce {folder.name}' writes it anew"
+    again += "; a published one is restored from version control"
+    if found.get("digest") != records.digest(found):
+        raise MmkitError(f"{path} was edited after the plan was run: {again}")
+    number, wanted = len(found["runs"]), runs_asked(found["plan"])
+    if wanted and number != wanted:
+        lists = f"{path} lists {number} runs, its plan asks for {wanted}"
+        raise MmkitError(f"{lists}: a seed or condition was dropped or added; {again}")
     return found
-
-
-def digest(asked: dict) -> str:
-    """SHA-256 of all that a manifest says."""
-    said = {name: value for name, value in asked.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list[dict], file: Path | None) -> None:
@@ -147,8 +152,7 @@ def write_manifest(folder: Path, plan: Plan, runs: list[Planned], declared: list
         "started": min([now, *finished]),
         "declared": since,
     }
-    asked["digest"] = digest(json.loads(json.dumps(asked)))
-    write_whole(folder / "plan.json", json.dumps(asked, indent=1))
+    write_whole(folder / "plan.json", json.dumps(records.sealed(asked), indent=1))
 
 
 def check_owner(folder: Path, plan: Plan, file: Path | None) -> None:
@@ -195,8 +199,7 @@ def publish(batch: Batch, folder: Path) -> None:
         told = batch.manifest | {"headers": batch.headers, "failures": batch.failures, "missing": batch.missing}
         told.pop("file", None)  # a path of this machine
         told["sha256"] = records.digests(part)
-        told["digest"] = digest(told)
-        (part / "plan.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        (part / "plan.json").write_text(json.dumps(records.sealed(told), indent=1), encoding="utf-8")
         replace_folder(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

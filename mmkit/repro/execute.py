@@ -237,7 +237,7 @@ def _finish(run: Planned, work: Path, seconds: float) -> None:
     }
     for path in [*work.rglob("*.parquet"), *work.glob("*.jsonl"), work / "notebook.ipynb"]:
         sync(path)
-    write_whole(work / "record.json", json.dumps(header, indent=1, allow_nan=False))
+    write_whole(work / "record.json", json.dumps(records.sealed(header), indent=1))
 
 
 def _end_with_the_runner(work: Path) -> None:

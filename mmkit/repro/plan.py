@@ -98,7 +98,7 @@ def expand(plan: Plan, *, prepare: bool = True) -> list[Planned]:
     `MOST_RUNS`, or a data set that cannot be made.
     """
     axes = [_axes(plan, entry) for entry in plan.notebooks]
-    number = sum(math.prod(map(len, values.values())) for values in axes)
+    number = runs_asked(plan.model_dump())
     if number > MOST_RUNS:
         raise MmkitError(f"plan {plan.name!r} asks for {number:,} runs, at most {MOST_RUNS:,} are made: fewer, please")
     contents = {}
@@ -110,6 +110,16 @@ def expand(plan: Plan, *, prepare: bool = True) -> list[Planned]:
         twice = f"plan {plan.name!r} holds the same run twice"
         raise MmkitError(f"{twice}: remove the repeated seed, grid value or notebook")
     return planned
+
+
+def runs_asked(plan: dict) -> int:
+    """How many runs a plan asks for: every combination of an entry's grid, for each of its seeds."""
+    total = 0
+    for entry in plan["notebooks"]:
+        seeds = entry["seeds"] if entry["seeds"] is not None else 1
+        number = seeds if isinstance(seeds, int) else len(seeds)
+        total += number * math.prod(map(len, entry["grid"].values()))
+    return total
 
 
 def _axes(plan: Plan, entry: Entry) -> dict[str, Sequence]:

@@ -1,5 +1,6 @@
 """A run leaves its notebook as data: one JSON row of what was done and what came of it, and every per-item value."""
 
+import hashlib
 import json
 import math
 import os
@@ -188,7 +189,7 @@ def read(folder: Path) -> list[Result]:
         return results
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise MmkitError(f"the records in {folder} are damaged ({reason}): {_remedy(folder)}") from error
+        raise MmkitError(f"the records in {folder} are damaged ({reason}): {remedy(folder)}") from error
 
 
 def _items(folder: Path, number: int) -> "list[pa.Table]":
@@ -223,14 +224,27 @@ def digests(folder: Path) -> dict[str, str]:
     )
 
 
+def digest(said: dict) -> str:
+    """SHA-256 of all that a `record.json` or `plan.json` says besides its `digest`."""
+    rest = {name: value for name, value in said.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(said: dict) -> dict:
+    """With its digest, as it is read back from JSON."""
+    said = json.loads(json.dumps(said, allow_nan=False))
+    return said | {"digest": digest(said)}
+
+
 def check_digests(folder: Path, recorded: dict[str, str]) -> None:
     """Raises: MmkitError naming the files that are not as they were recorded, are gone, or came later."""
     told = ", ".join(differences(recorded, digests(folder)))
     if told:
-        raise MmkitError(f"in {folder} {told} after the record was written: {_remedy(folder)}")
+        raise MmkitError(f"in {folder} {told} after the record was written: {remedy(folder)}")
 
 
-def _remedy(folder: Path) -> str:
+def remedy(folder: Path) -> str:
+    """What to do about a folder whose files were changed."""
     published = folder.parent.name == "records"
     return "restore it from version control" if published else "remove that folder and run the plan again"
 
