@@ -50,9 +50,9 @@ AXES = {axis: len(names) for axis, names in NAMES.items()}
 LARGEST_SEED = 2**32 - 3  # numpy's legacy stream takes 32 bits, and streams seed + 1 and seed + 2 are used
 
 # The plane is 32 units wide, a pixel of the set. No part reaches over another, wherever the two are moved to.
-UNITS, REACH = 32, 6  # REACH: no shape is wider than that from its centre
-ARROW, LANDMARK = 4, -8  # from the middle, in the direction in which the arrow lies
-EXTENT = (6, 9)  # of a small and a large shape from its centre, in half units
+UNITS, REACH = 32, {"landmark": 4, "arrow": 6}  # REACH: no part is wider than that from its centre
+ARROW, LANDMARK = 1, -10  # from the middle, in the direction in which the arrow lies
+EXTENT = (6, 8)  # of a small and a large shape from its centre, in half units
 AWAY = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])  # by relation: where the arrow lies, seen from the landmark
 BEACON, STRIP = (255, 140, 0), 2
 SAMPLES = 8  # on each side of a pixel
@@ -178,8 +178,12 @@ def _stamps(side: int) -> dict[str, np.ndarray]:
     The centre of a landmark or an arrow is in the middle.
     """
     unit = 2 * SAMPLES * side // UNITS  # samples lie at odd numbers, so that none is on an edge between pixels
-    line = np.arange(1 - REACH * unit, REACH * unit, 2)
-    x, y = line[None, :], line[:, None]
+
+    def plane(part: str) -> tuple[np.ndarray, np.ndarray]:
+        line = np.arange(1 - REACH[part] * unit, REACH[part] * unit, 2)
+        return line[None, :], line[:, None]
+
+    x, y = plane("landmark")
     ax, ay = np.abs(x), np.abs(y)
     inside = {
         "circle": lambda r: ax * ax + ay * ay <= r * r,
@@ -188,7 +192,9 @@ def _stamps(side: int) -> dict[str, np.ndarray]:
         "diamond": lambda r: ax + ay <= r,
     }
     landmark = [inside[shape](half * unit // 2) for shape in SHAPES for half in EXTENT]
-    head = (y <= 0) & (y >= -5 * unit) & (10 * ax <= 9 * (y + 5 * unit))
+    x, y = plane("arrow")
+    ax = np.abs(x)
+    head = (y <= 0) & (y >= -5 * unit) & (ax <= y + 5 * unit)
     up = head | ((y >= 0) & (y <= 5 * unit) & (2 * ax <= 3 * unit))
     line = np.arange(1, UNITS * unit, 2)
     x, y = line[None, :], line[:, None]
@@ -230,7 +236,10 @@ def _parts(scene: pd.DataFrame, side: int) -> dict[str, tuple]:
         ("landmark", LANDMARK, columns["shape"] * 2 + columns["size"]),
         ("arrow", ARROW, columns["heading"]),
     ):
-        x, y = (UNITS // 2 + distance * to + columns[f"{part}_{axis}"] for axis, to in zip("xy", away))
+        free = {"arrow": np.ones_like(away), "landmark": away == 0}[part]  # a landmark keeps its distance
+        x, y = (
+            UNITS // 2 + distance * to + columns[f"{part}_{axis}"] * may for axis, to, may in zip("xy", away, free)
+        )
         which = np.where(columns[part] < 0, -1, stamp)
         found[part] = palette[columns[part]], *_placed(stamps[part], which, x, y, side)
     strips, wide = np.zeros((5, side, side), dtype=np.uint8), STRIP * side // UNITS

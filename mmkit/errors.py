@@ -19,6 +19,10 @@ class MmkitError(Exception):
         return "\n".join([*(printable(line, LONGEST) for line in lines[:LINES]), *left_out])
 
 
+class Diverged(MmkitError):
+    """Training that left the finite numbers: most often the learning rate was too high."""
+
+
 def printable(text: object, longest: int | None = None) -> str:
     """A text from elsewhere as it may be shown: what a terminal would obey is written out (\\x1b), what is long is cut.
 

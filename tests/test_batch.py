@@ -8,9 +8,10 @@ from torch import nn
 from mmkit.data import Recipe, load
 from mmkit.errors import MmkitError
 from mmkit.models import Encoded, WordTokenizer
+from mmkit.pretraining import Part
 from mmkit.strategies import Budget, Encoders, Stage, Strategy, fit
 from mmkit.tasks import Answering, Captioning, Retrieval
-from mmkit.training import Batch, Batches, Group, Loader, Part, RowBatches, array_view, batches, stream, text_view
+from mmkit.training import Batch, Batches, Group, Loader, RowBatches, array_view, batches, stream, text_view
 
 ABOUT = {"title": "", "task": "", "licence": "CC0", "terms": "", "citation": "", "version": 1}
 

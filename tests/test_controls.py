@@ -25,7 +25,7 @@ def scenes():
 
 def untrained(task):
     """Its loader, and a model as it is before training."""
-    parts, _ = start(ARMS["scratch"], task, QUICK, range(300), seed=0, device=torch.device("cpu"))
+    parts, _, _ = start(ARMS["scratch"], task, QUICK, range(300), seed=0, device=torch.device("cpu"))
     return task.loader(), task.build(parts, seed=0)
 
 

@@ -17,10 +17,9 @@ from mmkit.models.pretrained import pretrained
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, fit, suited
 from mmkit.strategies.start import start
 from mmkit.strategies.tuned import TABLE, learning_rate, rate_from, table
-from mmkit.strategies.tuning import tune
 from mmkit.tasks import Answering, Retrieval
 from mmkit.training import seeded, stream
-from mmkit.training.pretext import MaskedLanguageModel, Reconstruction, pretrain
+from mmkit.pretraining import MaskedLanguageModel, Reconstruction, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,8 @@ def test_frozen_real_encoders_are_the_given_ones(real):
 
 def test_lp_ft_with_real_encoders_trains_them_last(real):
     run, steps = real["lp_ft"]
-    assert [step.trained for step in steps] == [{"head"}, {"image", "text", "fusion", "head"}]
+    everything = {"image", "text", "fusion", "head"}
+    assert [step.trained for step in steps] == [{"head"}, everything, everything]
     given = digest(pretrained(REAL.image))
     assert same(steps[1].parts["image"], given) and not same(digest(run.model.image), given)
     assert set(run.cost.phases) == {"encode", "head", "joint"}
@@ -201,9 +201,9 @@ def test_missing_weights_are_an_error_before_any_training(scenes, monkeypatch):
 
 def test_nan_in_features_stops_the_run_and_says_where(scenes, monkeypatch):
     def damaged(*given, **options):
-        parts, phases = start(*given, **options)
+        parts, phases, _ = start(*given, **options)
         parts["text"].words.weight.data[5] = torch.nan
-        return parts, phases
+        return parts, phases, {}
 
     monkeypatch.setattr(sys.modules["mmkit.strategies.fit"], "start", damaged)
     monkeypatch.setattr(sys.modules["mmkit.strategies.features"], "cached", lambda key, compute: compute())
@@ -233,18 +233,3 @@ def test_learning_rates_are_the_tables(monkeypatch):
 def test_answering_has_rates_by_what_its_answers_need(both, kind):
     task = Answering(load("scenes", both=both, train=32, val=8, test=8, ood=8, pool=8))
     assert task.tuned_as == f"answering, {kind} need both" and rate_from(task.tuned_as, "scratch", None) == "tuned"
-
-
-def test_tuning_looks_at_validation_alone(monkeypatch, scenes):
-    asked = []
-
-    def spy(name, task, *, budget, seed, lr, evaluate):
-        asked.append((name, lr, seed, evaluate))
-        return SimpleNamespace(settings={"validation": seed - lr})
-
-    monkeypatch.setattr(sys.modules["mmkit.strategies.tuning"], "fit", spy)
-    grid = table()["grid"]["small"]
-    found = tune(Answering(scenes), budget=BUDGET, seeds=[1000, 1001], arms=["scratch", "frozen"])
-    expected = {lr: 1000.5 - lr for lr in grid}
-    assert found == {"scratch": expected, "frozen": expected}, "the same grid and seeds, and the mean over them"
-    assert {evaluate for *_, evaluate in asked} == {("val",)} and len(set(asked)) == 4 * len(grid)

@@ -20,9 +20,11 @@ CAPS = {
     "models": 1500,
     "metrics": 450,
     "stats": 450,
-    "training": 1480,  # DESIGN.md: 1,400; hooks and the accelerator go on with the same digits after a kill
-    "strategies": 1610,  # the tuning of rates moves out (its 45 lines); what a student hands in is checked
+    "training": 1450,  # hooks and the accelerator go on with the same digits after a kill
+    "pretraining": 400,
+    "strategies": 1610,  # what a student hands in is checked
     "tasks": 1000,
+    "tuning": 300,
     "repro": 2720,  # DESIGN.md: 2,450; evidence bound to bytes, folders bound to plans, the guards of verdicts on top
     "published": 500,  # what repro does not hold: history, archive, comparison and pages of published verdicts
     "teach": 1500,
@@ -35,11 +37,13 @@ FLOORS = {
     2: ("core", "data", "parameters", "terminal", "yamls"),
     3: ("models", "metrics", "notebooks"),
     4: ("training", "stats"),
-    5: ("tasks",),
-    6: ("strategies",),
-    7: ("repro", "teach", "explain", "deploy"),
-    8: ("doctor", "published"),
-    9: ("cli",),
+    5: ("pretraining",),
+    6: ("tasks",),
+    7: ("strategies",),
+    8: ("tuning",),
+    9: ("repro", "teach", "explain", "deploy"),
+    10: ("doctor", "published"),
+    11: ("cli",),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 SOURCES = sorted([*(ROOT / "mmkit").rglob("*.py"), *(ROOT / "data_recipes").glob("*.py")])

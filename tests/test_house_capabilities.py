@@ -15,11 +15,12 @@ from mmkit.data.prepared import read_card
 from mmkit.errors import MmkitError
 from mmkit.models import Encoded, Multimodal
 from mmkit.models.adapters import add_adalora, add_bottlenecks, add_lora, merge
+from mmkit.pretraining import Part
 from mmkit.strategies import ARMS, DERIVED, Budget, Encoders, Stage, Strategy, fit
 from mmkit.strategies.fit import _begin as begin
 from mmkit.strategies.fit import _loaders as loaders
 from mmkit.tasks import Answering
-from mmkit.training import EarlyStopping, Group, Part, RankAllocation, Unfreeze, adversarial, distilled, layerwise
+from mmkit.training import EarlyStopping, Group, RankAllocation, Unfreeze, adversarial, distilled, layerwise
 
 pytestmark = pytest.mark.slow
 SMALL = {"train": 96, "val": 32, "test": 32, "ood": 32, "pool": 64}

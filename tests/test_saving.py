@@ -17,7 +17,7 @@ from mmkit.data import load
 from mmkit.errors import MmkitError
 from mmkit.strategies import Budget, Encoders, Run, Strategy, fit
 from mmkit.tasks import Answering, Captioning, Retrieval
-from mmkit.training import Part
+from mmkit.pretraining import Part
 
 pytestmark = pytest.mark.slow
 SMALL = {"train": 96, "val": 32, "test": 32, "ood": 32, "pool": 64}

@@ -12,7 +12,7 @@ from data_recipes.scenes import AXES, SIDES
 from mmkit.data import load
 from mmkit.errors import MmkitError
 
-DEFAULT = "df6a5b48ad214fda7a90cb079473b8d4f1ed1ce20167f7dcebaa6e3f3f4a6d79"
+DEFAULT = "91f21bf62ac34789e5c16787fc7a83bded3936ae38b7a453cc39a76f519f83a2"
 SMALL = "7431e49fd566aba1877092cc7ecd23ee2d028c91d3bd31e3d5dcbb8e48fdf794"
 TURNS = ("straight", "right", "around", "left")
 STYLED = ("look ,", "this ground is", "my friend", "at this point", "everyone says", "the old path")

@@ -104,17 +104,18 @@ def crossed(**axes):
     return table.assign(**{name: -1 for name in ("beacon", "path") if name not in axes})
 
 
-MOVED = {"landmark_x": (-1, 0, 1), "landmark_y": (-1, 0, 1)}
+MOVED = (-1, 0, 1)  # a landmark keeps its distance from the arrow and moves across
 
 
 @pytest.mark.parametrize("relation", range(4))
 def test_every_shape_has_pixels_of_its_own_at_every_size_and_place(relation):
-    table = crossed(shape=range(4), size=range(2), **MOVED).assign(relation=relation, landmark=2)
+    across = "landmark_y" if relation < 2 else "landmark_x"
+    table = crossed(shape=range(4), size=range(2), **{across: MOVED}).assign(relation=relation, landmark=2)
     images = scenes.draw(table).astype(int)
-    assert len(table) == 4 * 2 * 9
+    assert len(table) == 4 * 2 * 3
     for one, two in combinations(range(len(table)), 2):
         differ = (np.abs(images[one] - images[two]).max(-1) > 64).sum()  # a quarter of the way to the colour
-        assert differ >= 8, table.iloc[[one, two]][["shape", "size", *MOVED]]
+        assert differ >= 8, table.iloc[[one, two]][["shape", "size", across]]
 
 
 def test_no_part_touches_another():

@@ -30,8 +30,8 @@ def scenes():
 def test_each_tower_starts_and_is_trained_as_its_letter_says(name, scenes):
     task, letters = Retrieval(scenes), dict(zip(("image", "text"), name[-2:]))
     cpu = torch.device("cpu")
-    random, _ = start(ARMS["scratch"], task, QUICK, vocabulary(scenes), seed=0, device=cpu)
-    given, _ = start(ARMS["holistic"], task, QUICK, vocabulary(scenes), seed=0, device=cpu)
+    random, _, _ = start(ARMS["scratch"], task, QUICK, vocabulary(scenes), seed=0, device=cpu)
+    given, _, _ = start(ARMS["holistic"], task, QUICK, vocabulary(scenes), seed=0, device=cpu)
     seen = {}
 
     class Watched(Retrieval):

@@ -20,8 +20,9 @@ from mmkit.yamls import read_model
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 MOST_RUNS = 100_000  # of one plan; more is a slip of the pen, and listing them alone would fill the memory
+EVIDENCE = "evidence"  # the tag of the first cell of a notebook that reads published records
 # What can change a number. Labs, plots, reports and the command line cannot.
-ROOMS = ("core", "data", "models", "metrics", "training", "strategies", "tasks")
+ROOMS = ("core", "data", "models", "metrics", "training", "pretraining", "strategies", "tasks", "tuning")
 
 
 class Entry(BaseModel):
@@ -138,7 +139,7 @@ def _runs(plan: Plan, entry: Entry, axes: dict, code: str, contents: dict, prepa
     path = notebooks.resolve(entry.notebook)
     declared = notebooks.parameters(path)
     overrides = notebooks.profile_overrides(path.stem, plan.profile, root=path.parent)
-    cells = [cell["source"] for cell in notebooks.code_cells(notebooks.read(path))]
+    cells = _making(path)
     curves = os.environ.get("MMKIT_TENSORBOARD")
     folder = os.path.abspath(os.path.expanduser(curves)) if curves else None
     for values in product(*axes.values()):
@@ -162,8 +163,19 @@ def _file_name(label: str) -> str:
 
 def fingerprint(notebook: Path, parameters: dict, profile: str, data_hash: str | None) -> str:
     """The key of a run: a hash of the notebook's code, its parameters, the profile, the package's code and the data."""
-    cells = [cell["source"] for cell in notebooks.code_cells(notebooks.read(notebook))]
+    cells = _making(notebook)
     return _key(cells, parameters, profile, code_hash(), data_hash)
+
+
+def _making(path: Path) -> list[str]:
+    """The code of a notebook that can change a number: up to the cell tagged `evidence`, from which on records are only
+    read and drawn."""
+    made = []
+    for cell in notebooks.code_cells(notebooks.read(path)):
+        if EVIDENCE in notebooks.tags(cell):
+            break
+        made.append(cell["source"])
+    return made
 
 
 def _key(*parts: object) -> str:

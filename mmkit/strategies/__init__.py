@@ -6,7 +6,7 @@ from mmkit.strategies.fit import fit
 from mmkit.strategies.run import Budget, Run, interpolate
 from mmkit.strategies.scoring import loader_of, pairs, scores_of, splits_of
 from mmkit.strategies.strategy import Fitting, Stage, Strategy
-from mmkit.training import Part
+from mmkit.pretraining import Part
 
 load_model = Run.load
 

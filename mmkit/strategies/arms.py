@@ -12,8 +12,9 @@ from mmkit.training import Group, Loader, stream
 NEW = (Group("fusion.*"), Group("head.*"))  # what only pairs can train
 HEAD = (Group("head.*"),)
 
-FUSION_THEN_ALL = (Stage("fusion", NEW, 0.3), Stage("joint", share=0.7))
-HEAD_THEN_ALL = (Stage("head", HEAD, 0.3), Stage("joint", share=0.7))
+# The stage of the head comes on top, so that every arm that trains everything does so in as many passes.
+FUSION_THEN_ALL = (Stage("fusion", NEW, 0.3), Stage("joint"))
+HEAD_THEN_ALL = (Stage("head", HEAD, 0.3), Stage("joint"))
 TOWER = {
     "L": "locked",
     "U": "pretrained",

@@ -11,10 +11,20 @@ from mmkit.errors import MmkitError, unknown
 from mmkit.models import CNN, GRU, PRETRAINED, TextTransformer, ViT, pretrained
 from mmkit.models.pretrained import EfficientNetLite0
 from mmkit.models.text import vocabulary
-from mmkit.training.pretext import MaskedLanguageModel, Part, Reconstruction
+from mmkit.pretraining import Contrast, MaskedLanguageModel, Part, Reconstruction
+from mmkit.pretraining.pool import SUPERVISED
 
 IMAGE = {"cnn": CNN, "vit": ViT}
 TEXT = {"transformer": TextTransformer, "gru": GRU}
+
+OBJECTIVES = {  # of pretraining, without labels: modality -> name -> (encoder, size of the vocabulary) -> pretext task
+    "image": {
+        "masked reconstruction": lambda encoder, words: Reconstruction(encoder),
+        "reconstruction": lambda encoder, words: Reconstruction(encoder, ratio=0.0),
+        "contrast": lambda encoder, words: Contrast(encoder),
+    },
+    "text": {"masked words": MaskedLanguageModel},
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +32,13 @@ class Encoders:
     """image, text: a small one (`cnn`, `vit`; `transformer`, `gru`) or a real one of `PRETRAINED`.
 
     size: pixels a side given to the image encoder (a hub model keeps its own). flip: a real image encoder sees each
-    photo and its mirror image. length: how many word pieces of a text a real text encoder reads. epochs: passes over
-    the pools in pretraining; batch, lr: its other settings. others: a `Part` for each modality besides images and
-    texts, or in place of theirs."""
+    photo and its mirror image. length: how many word pieces of a text a real text encoder reads. others: a `Part` for
+    each modality besides images and texts, or in place of theirs.
+
+    Of pretraining: objective: by modality, a name of `OBJECTIVES` or `supervised`; the first of them where none is
+    given. labels: by modality, the columns that supervised pretraining learns; those that the set's card names as the
+    modality's facts where none are given. pool: how many entries of the unpaired pool, drawn by the seed; None is all
+    of it. steps: of training, or, where it is None, epochs: passes over the pool. batch, lr."""
 
     image: str = "cnn"
     text: str = "transformer"
@@ -35,8 +49,17 @@ class Encoders:
     batch: int = 64
     lr: float = 2e-3
     others: Mapping[str, Part] = field(default_factory=dict)
+    objective: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pool: int | None = None
+    steps: int | None = None
 
     def __post_init__(self):
+        for modality, name in self.objective.items():
+            self.require_objective(modality, name)
+        for name in ("epochs", "batch", "pool", "steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise MmkitError(f"{name} of pretraining is 1 or more, got {getattr(self, name)}: leave it out")
         for kind, name, small in (("image", self.image, IMAGE), ("text", self.text, TEXT)):
             real = [key for key, weights in PRETRAINED.items() if weights.modality == kind]
             if name not in small and name not in real:
@@ -49,6 +72,12 @@ class Encoders:
             remedy = f"take cnn or vit with transformer or gru, or two of {', '.join(PRETRAINED)}"
             raise MmkitError(f"image={self.image!r} and text={self.text!r} mix a small and a real encoder: {remedy}")
 
+    def require_objective(self, modality: str, name: str) -> None:
+        """Raises MmkitError for an objective of pretraining that a modality does not have."""
+        known = [SUPERVISED, *([] if modality in self.others else OBJECTIVES.get(modality, ()))]
+        if name not in known:
+            raise unknown(f"objective of pretraining for {modality}", name, known)
+
     @property
     def real(self) -> bool:
         """Whether the encoders come with given weights."""
@@ -59,10 +88,12 @@ class Encoders:
         MmkitError for an unknown modality."""
         if modality in self.others:
             return self.others[modality]
+        name = self.objective.get(modality, next(iter(OBJECTIVES.get(modality, ())), None))
+        pretext = None if name in (None, SUPERVISED) else lambda encoder: OBJECTIVES[modality][name](encoder, words)
         if modality == "image":
-            return Part(lambda: IMAGE[self.image](size=self.size), Reconstruction)
+            return Part(lambda: IMAGE[self.image](size=self.size), pretext)
         if modality == "text":
-            return Part(lambda: TEXT[self.text](words), lambda encoder: MaskedLanguageModel(encoder, words))
+            return Part(lambda: TEXT[self.text](words), pretext)
         remedy = f"Encoders(others={{{modality!r}: Part(build, pretext)}})"
         raise MmkitError(f"no encoder is known for the modality {modality!r}: name one, {remedy}")
 

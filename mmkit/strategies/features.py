@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmkit.data import cached
 from mmkit.models.encoded import Encoded
 from mmkit.models.identity import digest, structure
-from mmkit.strategies.start import installed, sources
+from mmkit.training.code import installed, sources
 from mmkit.training import Loader, Phase, encode_all, flops_of
 
 

@@ -21,7 +21,9 @@ from mmkit.strategies.features import encoded
 from mmkit.strategies.run import Budget, Run
 from mmkit.strategies.saving import Trained
 from mmkit.strategies.scoring import loader_of, pairs, scores_of, splits_of
-from mmkit.strategies.start import sources, start
+from mmkit.pretraining.probe import probes
+from mmkit.strategies.start import start
+from mmkit.training.code import sources
 from mmkit.strategies.strategy import Fitting, Stage, Strategy, require_function
 from mmkit.strategies.tuned import learning_rate, rate_from
 from mmkit.tasks import Task
@@ -116,9 +118,12 @@ def _begin(
     loader.require(torch.cat([rows, validation, *splits.values()]), used)
     loader = replace(loader.only(used).blanked(*strategy.blank), transforms=strategy.transforms)
     forget_peak()
-    parts, phases = start(strategy, task, encoders, words, seed=seed, device=loader.device)
+    parts, phases, notes = start(strategy, task, encoders, words, seed=seed, device=loader.device)
     model = task.build(parts, seed=seed).to(loader.device)
-    return Fitting(task, encoders, budget, seed, lr, batch, rows, validation, loader, model, Cost(phases))
+    for modality in set(notes) & set(used):
+        notes[modality]["probe"] = probes(task, getattr(model, modality), modality, loader)
+    settings = {"pretraining": notes} if notes else {}
+    return Fitting(task, encoders, budget, seed, lr, batch, rows, validation, loader, model, Cost(phases), settings)
 
 
 def _loaders(strategy: Strategy, fitting: Fitting, splits: dict) -> dict[str, Loader]:
@@ -239,7 +244,7 @@ def _checkpoint(folder, strategy: Strategy, stage: Stage, fitting: Fitting, step
     if folder is None:
         return None
     about = {
-        "code": sources("core", "data", "models", "metrics", "training", "strategies", "tasks"),
+        "code": sources("core", "data", "models", "metrics", "training", "pretraining", "strategies", "tasks"),
         "strategy": strategy.name,
         "definition": fingerprint([strategy, type(fitting.task), fitting.encoders.others]),
         "stage": stage.name,

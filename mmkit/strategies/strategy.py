@@ -6,17 +6,19 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from inspect import signature
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from mmkit.errors import MmkitError, unknown
-from mmkit.strategies.encoders import Encoders
+from mmkit.pretraining.pool import SUPERVISED
+from mmkit.strategies.encoders import OBJECTIVES, Encoders
 from mmkit.strategies.run import Budget
 from mmkit.training import EVERYTHING, Cost, Group, Loader, Objective, warmup_cosine
 from mmkit.training.batch import Transform
 
-STARTS = ("random", "pretrained")
+STARTS = ("random", "pretrained")  # or an objective of pretraining by its name
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -130,8 +132,9 @@ class Stage:
 class Strategy:
     """One way to come from encoders and labelled pairs to a model.
 
-    what: in a sentence. start: `random` or `pretrained`, for all encoders or by modality; pretrained ones learn by a
-    pretext task on the unpaired pools, their cost counted, or are real ones, whose cost nobody knows. modalities:
+    what: in a sentence. start: `random`, `pretrained` (by the objective that the run's `Encoders` name) or an objective
+    (`contrast`, `supervised`), for all encoders or by modality; they learn on the unpaired pools, their cost and labels
+    counted, or are real ones, whose cost nobody knows. modalities:
     those that are used; None is all of the task. blank: modalities that are always shown empty. transforms: (batch,
     generator) -> batch, of training batches. show: (loader, fitting) -> loader, for training alone. prepare: fitting
     -> None, once before training; it may change the model, and add to the cost. finish: (model, weights at the end
@@ -160,8 +163,8 @@ class Strategy:
         if not names or len(set(names)) < len(names):
             raise MmkitError(f"the strategy {self.name!r} needs stages with names of their own, got {names}")
         for start in [self.start] if isinstance(self.start, str) else self.start.values():
-            if start not in STARTS:
-                raise unknown(f"start of {self.name!r}", start, STARTS)
+            if start not in (known := (*STARTS, SUPERVISED, *chain(*OBJECTIVES.values()))):
+                raise unknown(f"start of {self.name!r}", start, known)
 
     def start_of(self, modality: str) -> str:
         """How the encoder of a modality starts."""
@@ -170,7 +173,7 @@ class Strategy:
     @property
     def any_pretrained(self) -> bool:
         """Whether some encoder starts pretrained."""
-        return self.start == "pretrained" or (not isinstance(self.start, str) and "pretrained" in self.start.values())
+        return self.start != "random" if isinstance(self.start, str) else {*self.start.values()} != {"random"}
 
     def modalities_of(self, task) -> tuple[str, ...]:
         """The modalities that are used. Raises MmkitError when the strategy is not defined for the task, saying why."""

@@ -1,4 +1,6 @@
-"""Learning rates, chosen for every arm with the same effort: the same grid, on validation, at seeds no result uses."""
+"""Learning rates to start from, where a run is an illustration: the best of a small grid at one to three seeds.
+
+A comparison does not rest on them: there every arm searches its own rate in every run (`mmkit.tuning.nested`)."""
 
 import json
 from functools import cache

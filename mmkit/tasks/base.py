@@ -15,8 +15,9 @@ from mmkit.data.rules import PAIRED
 from mmkit.errors import MmkitError, unknown
 from mmkit.metrics import Score
 from mmkit.models.text import UNKNOWN, WordTokenizer, vocabulary
+from mmkit.pretraining import Part
 from mmkit.tasks.texts import text_counts
-from mmkit.training import Batch, Loader, Part, View, array_view, text_view
+from mmkit.training import Batch, Loader, View, array_view, text_view
 
 
 def require_loaded(dataset: object) -> None:

@@ -19,7 +19,7 @@ from mmkit.tasks.base import Task, require_loaded
 from mmkit.tasks.texts import require_words, text_counts
 from mmkit.training import Batch, Loader, View, seeded, text_view
 from mmkit.training.objectives import require_equal_weights
-from mmkit.training.pretext import NextWord, Part
+from mmkit.pretraining import NextWord, Part
 
 COLOUR, SHAPE = "red|green|blue|yellow|purple|cyan", "circle|square|cross|diamond"
 FACTS = {  # of a caption of `scenes`, whatever its wording

@@ -18,7 +18,8 @@ from mmkit.teach.prose import MEASURED
 
 CELLS, CODE_LINES, CELL_LINES, COLUMNS, BYTES = 40, 250, 20, 100, 1_000_000
 TAGS = (
-    "parameters setup prediction exercise check hide-input remove-input nbval-check-output nbval-ignore-output".split()
+    "parameters setup prediction exercise check hide-input remove-input evidence "
+    "nbval-check-output nbval-ignore-output".split()
 )
 LABELS = ("You will learn", "You need first", "Time and memory", "Data and terms")
 SECTIONS = ("Exercises", "What was found", "Where it stops being true", "What to read")

@@ -10,7 +10,6 @@ from mmkit.training.groups import EVERYTHING, Group, layerwise, parameter_groups
 from mmkit.training.hooks import EarlyStopping, Losses, RankAllocation, Unfreeze, WeightAverage
 from mmkit.training.loop import State, train
 from mmkit.training.objectives import Objective, adversarial, cross_entropy, distilled, multi_task, mutual
-from mmkit.training.pretext import Part
 from mmkit.training.schedules import constant, warmup_constant, warmup_cosine
 from mmkit.training.seeds import choose, seeded, stream
 from mmkit.training.views import array_view, cut, text_view
@@ -26,7 +25,6 @@ __all__ = [
     "Loader",
     "Losses",
     "Objective",
-    "Part",
     "Phase",
     "RankAllocation",
     "RowBatches",

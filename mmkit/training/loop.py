@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mmkit.errors import MmkitError
+from mmkit.errors import Diverged, MmkitError
 from mmkit.training import hooks as moments
 from mmkit.training.batch import Batch
 from mmkit.training.checkpoint import Checkpoint
@@ -152,7 +152,7 @@ def _require_finite(state: State, where: str) -> None:
     if not torch.isfinite(state.loss):
         lr = max(group["initial_lr"] for group in state.optimizer.param_groups)
         place = f"{where}, step {state.step} of {state.steps}"
-        raise MmkitError(
+        raise Diverged(
             f"the loss became {state.loss.item()} in {place}: lower lr (now {lr:g}) or look for NaN in the inputs"
         )
 
@@ -164,7 +164,7 @@ def _check(state: State, validate: Callable[[nn.Module], float], *, keep_best: b
         score = validate(state.model)
     except (MmkitError, ValueError) as error:  # a ValueError is one of `core`, for numbers that are not finite
         place = f"{where}, validation after step {state.step + 1} of {state.steps}"
-        raise MmkitError(f"{place}: {error}; was lr too high?") from error
+        raise Diverged(f"{place}: {error}; was lr too high?") from error
     set_modes(state.model)
     state.history.append({"where": where, "step": state.step + 1, "loss": state.loss.item(), "validation": score})
     if keep_best and score > state.best:

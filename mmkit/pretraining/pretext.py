@@ -1,15 +1,17 @@
 """Pretext tasks: what an encoder can learn from its own modality, on data that is not paired.
 
-A pretext task is a module around an encoder: (raw input, generator) -> scalar loss.
+A pretext task is a module around an encoder: (raw input, generator) -> scalar loss; a supervised one is given the
+labels in place of the generator.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmkit.core import contrastive_loss
 from mmkit.models.captioner import caption_loss
 from mmkit.models.text import MASK, PAD
 from mmkit.models.vision import scaled
@@ -69,6 +71,56 @@ class MaskedLanguageModel(nn.Module):
         return F.cross_entropy(self.to_word(tokens[hidden]), ids[hidden])
 
 
+class Contrast(nn.Module):
+    """Two views of one image are each other's answer among the views of a batch (SimCLR, arXiv 2002.05709): InfoNCE of
+    a projection of the summary, at temperature 0.2.
+
+    A view is cut from 3/4 of the image's side or more, a place and a size of its own, and changed in brightness and
+    contrast. Nothing is mirrored or turned: that would teach the encoder to forget which way an arrow points."""
+
+    def __init__(self, encoder: nn.Module, *, dim: int = 64, temperature: float = 0.2):
+        super().__init__()
+        self.encoder, self.scale = encoder, 1 / temperature
+        width = encoder.summary_dim
+        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+
+    def forward(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        one, two = (self.project(self.encoder(view(pixels, generator)).summary) for _ in range(2))
+        return contrastive_loss(F.normalize(one, dim=1), F.normalize(two, dim=1), self.scale)
+
+
+def view(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Another view of each image (B, 3, H, W) uint8: a crop, brightness by up to 0.2 and contrast by up to 20 %."""
+    draw = torch.rand(5, len(pixels), generator=generator).to(pixels.device)
+    side, (x, y) = 0.75 + 0.25 * draw[0], 2 * draw[1:3] - 1
+    brightness, contrast = 0.4 * draw[3] - 0.2, 0.8 + 0.4 * draw[4]
+    crop = torch.zeros(len(pixels), 2, 3, device=pixels.device)
+    crop[:, 0, 0] = crop[:, 1, 1] = side
+    crop[:, 0, 2], crop[:, 1, 2] = x * (1 - side), y * (1 - side)
+    places = F.affine_grid(crop, list(pixels.shape), align_corners=False)
+    seen = F.grid_sample(scaled(pixels, pixels.shape[-1]), places, align_corners=False)
+    seen = seen * contrast[:, None, None, None] + brightness[:, None, None, None]
+    return (seen.clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+
+
+class Supervised(nn.Module):
+    """Cross-entropy of a modality's own labels, read from the summary by a linear head each; their mean.
+
+    classes: label -> how many classes. The target is (B, labels), -1 where a label is unknown."""
+
+    def __init__(self, encoder: nn.Module, classes: Mapping[str, int]):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleList(nn.Linear(encoder.summary_dim, count) for count in classes.values())
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        summary, losses = self.encoder(x).summary, []
+        for head, labels in zip(self.heads, target.T, strict=True):
+            known = (labels >= 0).sum().clamp(min=1)
+            losses.append(F.cross_entropy(head(summary), labels, ignore_index=-1, reduction="sum") / known)
+        return torch.stack(losses).mean()
+
+
 class NextWord(nn.Module):
     """A decoder as a language model: the next word of texts without images."""
 
@@ -90,16 +142,21 @@ def pretrain(
     lr: float,
     seed: int,
     where: str,
+    steps: int | None = None,
+    target: Tensor | None = None,
 ) -> tuple[Phase, list[dict]]:
-    """Train a pretext task, and with it its encoder, on `take(rows)`; nothing of another modality is seen."""
+    """Train a pretext task, and with it its encoder, on `take(rows)`; nothing of another modality is seen.
+
+    steps: in place of `epochs` passes. target: (N, ...) labels by row, for a supervised task."""
     noise = stream(seed, f"{where}/mask")
-    steps = max(1, epochs * (len(rows) // min(batch, len(rows))))
+    steps = steps or max(1, epochs * (len(rows) // min(batch, len(rows))))
 
     def shown() -> Iterator[Batch]:
         for part in batches(rows, batch, stream(seed, f"{where}/order")):
-            yield Batch(part, {"raw": take(part)})
+            x = take(part)
+            yield Batch(part, {"raw": x}, None if target is None else target[part].to(x.device))
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch.inputs["raw"], noise)
+        return model(batch.inputs["raw"], noise if batch.target is None else batch.target)
 
     return seeded(seed, f"{where}/dropout", train, pretext, objective, shown(), steps=steps, lr=lr, where=where)
