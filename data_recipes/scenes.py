@@ -237,9 +237,7 @@ def _parts(scene: pd.DataFrame, side: int) -> dict[str, tuple]:
         ("arrow", ARROW, columns["heading"]),
     ):
         free = {"arrow": np.ones_like(away), "landmark": away == 0}[part]  # a landmark keeps its distance
-        x, y = (
-            UNITS // 2 + distance * to + columns[f"{part}_{axis}"] * may for axis, to, may in zip("xy", away, free)
-        )
+        x, y = (UNITS // 2 + distance * to + columns[f"{part}_{axis}"] * may for axis, to, may in zip("xy", away, free))
         which = np.where(columns[part] < 0, -1, stamp)
         found[part] = palette[columns[part]], *_placed(stamps[part], which, x, y, side)
     strips, wide = np.zeros((5, side, side), dtype=np.uint8), STRIP * side // UNITS

@@ -12,7 +12,7 @@ import torch
 from mmkit.data import Recipe, commands, load, prepared
 from mmkit.errors import MmkitError
 
-SCENES = "db0200777c93f7c7dd91ad20715375449ae2605f1e4fec615aa401cc9296da06"
+SCENES = "9391b15954ce7c1e12d9f516df96070ba753b285b0e3a3ed27135ddfc54ccc46"
 PHANTOMS = "906a8f8eaaba406a25e3b04b35d3aaf5a8852a6ec956b2beae71faa021c6e7fb"
 ABOUT = {"name": "street", "title": "A street", "task": "none", "licence": "CC0", "terms": "none", "citation": "nobody"}
 PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
