@@ -68,19 +68,22 @@ def test_a_changed_verdict_needs_a_reason_and_stands_on_the_card(place):
     assert " (before) supported" in other("C1") and "(" not in other("C2").split(":")[0] and other("C3") == ""
 
 
-@pytest.mark.parametrize("change", ["claims", "seeds", "nothing"])
+@pytest.mark.parametrize("change", ["claims", "seeds", "wording"])
 def test_what_is_superseded_goes_to_the_archive_without_its_items(place, change):
     ran(place)
     folder = publishing.replace_published("toy")
     old = {name: (folder / name).read_bytes() for name in publishing.KEPT}
-    changed = [claim("C1", smallest_effect=0.03), DECLARED[1]] if change == "claims" else DECLARED
+    changes = {"claims": {"smallest_effect": 0.03}, "wording": {"scope": "toys"}, "seeds": {}}[change]
+    changed = [claim("C1", **changes), DECLARED[1]]
     ran(place, changed, seeds=9 if change == "seeds" else 8)
     publishing.replace_published("toy")
-    place = folder.parent / "archive" / "toy"
-    if change == "nothing":
-        assert not place.exists()
+    kept = folder.parent / "archive" / "toy"
+    if change == "wording":
+        assert not kept.exists()
         return
-    assert {path.name: path.read_bytes() for path in place.iterdir()} == old
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == old
+    page = (kept.parent / "README.md").read_text()
+    assert "- `toy`: A toy plan; 1 runs of 2026-01-01, code 000000000000\n" in page
     assert publishing.archive(folder).name == "toy-2", "an older one is kept"
     assert folder in [path.parent for path in folder.parent.glob("*/plan.json")], "it is read as before"
 
@@ -135,6 +138,11 @@ def test_the_pages_say_what_is_published_between_their_marks(place):
     ran(place, gain=-0.1)
     publishing.replace_published("toy", why="a | b")
     assert archive.read_text().count("| C1 | toy |") == 1 and "| a / b |" in archive.read_text()
+    assert "claims it no longer" not in archive.read_text()
+    ran(place, [claim("C1")], gain=-0.1)
+    publishing.replace_published("toy", why="one is enough")
+    assert f"| C2 | toy | {history.read()[-1]['date']} | supported, -0." in archive.read_text()
+    assert archive.read_text().count("| none | the plan claims it no longer |") == 1
     archive.write_text("no marks")
     with pytest.raises(MmkitError, match="README.md lacks its marks: put <!-- written by"):
         pages.refresh()

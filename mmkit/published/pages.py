@@ -77,8 +77,12 @@ def _numbers(entry: dict) -> str:
 
 
 def fallen() -> Iterator[str]:
-    """A table of the verdicts that changed: what a claim was called, what it is called, and why."""
+    """What is in the archive, and a table of the verdicts that changed: what a claim was and is called, and why."""
     before: dict[tuple[str, str], dict] = {}
+    for path in sorted(paths.notebooks().glob("records/archive/*/plan.json")):
+        asked = paths.read_json(path)
+        made = f"{len(asked['headers'])} runs of {asked['headers'][0]['finished'][:10]}, code {asked['code_hash'][:12]}"
+        yield f"- `{path.parent.name}`: {asked['plan']['title'].rstrip('.')}; {made}\n"
     yield "| claim | plan | date | verdict before | verdict then | why |\n|---|---|---|---|---|---|"
     for entry in history.read():
         key = entry["plan"], entry["claim"]
@@ -88,3 +92,8 @@ def fallen() -> Iterator[str]:
             cells += [f"{each['verdict']}, {history.effect_of(each)}" for each in (old, entry)]
             yield f"| {' | '.join(cell.replace('|', '/') for cell in [*cells, entry['why']])} |"
         before[key] = entry
+    for (plan, claim), entry in before.items():
+        path = paths.notebooks() / "records" / plan / "plan.json"
+        if not path.exists() or claim not in [each["id"] for each in paths.read_json(path)["claims"]]:
+            last = f"{entry['verdict']}, {history.effect_of(entry)}"
+            yield f"| {claim} | {plan} | {entry['date']} | {last} | none | the plan claims it no longer |"

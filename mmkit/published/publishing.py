@@ -12,6 +12,7 @@ from mmkit.repro import batches, paths, report
 from mmkit.repro.batches import Batch
 
 PLATFORM = r"[a-z0-9][a-z0-9._-]*"
+WORDING = ("statement", "source", "scope", "limits", "unit")  # the rest of a claim is what it tests
 KEPT = ("plan.json", "results.jsonl")  # of what is superseded; its items, the bulk, are in version control
 
 
@@ -62,11 +63,15 @@ def superseded(batch: Batch, folder: Path) -> bool:
     if not (folder / "plan.json").exists():
         return False
     old = batches.load(folder)
-    return old.manifest["claims"] != batch.manifest["claims"] or _seeds(old) != _seeds(batch)
+    return _tested(old) != _tested(batch)
 
 
-def _seeds(batch: Batch) -> set[int]:
-    return {result.row["seed"] for result in batch.results}
+def _tested(batch: Batch) -> tuple[list[dict], set[int]]:
+    """What the claims of a batch test, whatever their wording, and the seeds it was run over."""
+    claims = []
+    for claim in batch.manifest["claims"]:
+        claims.append({name: value for name, value in claim.items() if name not in WORDING})
+    return claims, {result.row["seed"] for result in batch.results}
 
 
 def archive(folder: Path) -> Path:
