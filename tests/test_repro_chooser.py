@@ -33,24 +33,26 @@ def relations(choice):
     return {row["arm"]: row["relation"] for row in choice.table}
 
 
-def test_a_recorded_case_is_found_and_its_table_is_read_off_the_records(published):
-    choice = chooser.choose(published, pairs=512, both=1.0, image_share=0.5)
-    assert choice.distance == 0 and choice.condition == {"pairs": 512, "both": 1.0, "image_share": 0.5}
-    means = [row["mean"] for row in choice.table]
-    assert means == sorted(means, reverse=True) and choice.table[0]["relation"] == "best"
-    assert relations(choice)["ensemble_single"] == "behind"
-    of = {"scratch": [], "frozen": []}
-    for one in published:
-        if one.row["arm"] in of and one.condition["case"] == "complex" and one.condition["compute"] == "own":
-            of[one.row["arm"]].append(one.row)
-    rows = {row["arm"]: row for row in choice.table}
-    for arm, found in of.items():
-        assert rows[arm]["mean"] == pytest.approx(np.mean([row["scores"]["accuracy"] for row in found]))
-        assert rows[arm]["flops"] == pytest.approx(np.mean([row["cost"]["flops"] for row in found]))
-        assert rows[arm]["mean_low"] < rows[arm]["mean"] < rows[arm]["mean_high"]
-    best = choice.table[0]
-    assert rows["frozen"]["difference"] == pytest.approx(rows["frozen"]["mean"] - best["mean"])
-    assert rows["frozen"]["low"] < rows["frozen"]["difference"] < rows["frozen"]["high"] < 0
+def test_recorded_cases_are_found_and_their_tables_are_read_off_the_records(published):
+    for case in chooser.cases(published, task="answering"):
+        choice = chooser.choose(published, **case)
+        assert choice.distance == 0 and choice.condition == case
+        means = [row["mean"] for row in choice.table]
+        assert means == sorted(means, reverse=True) and choice.table[0]["relation"] == "best"
+        there = []
+        for one in published:
+            if (
+                one.row["task"] == "answering"
+                and one.condition["compute"] == "own"
+                and case.items() <= one.condition.items()
+            ):
+                there.append(one.row)
+        for row in choice.table:
+            of = [found for found in there if found["arm"] == row["arm"]]
+            assert row["mean"] == pytest.approx(np.mean([found["scores"]["accuracy"] for found in of]))
+            assert row["flops"] == pytest.approx(np.mean([found["cost"]["flops"] for found in of]))
+            assert row["difference"] == pytest.approx(row["mean"] - choice.table[0]["mean"])
+            assert row["mean_low"] <= row["mean"] <= row["mean_high"] and row["low"] <= row["difference"] <= row["high"]
 
 
 def test_records_that_were_not_tuned_alike_carry_no_verdict():
@@ -147,12 +149,20 @@ def test_a_case_without_the_knob_asked_for_is_not_near():
     assert (choice.condition, choice.distance, choice.arm) == ({"pairs": 64, "both": 1.0}, 2.0, "a")
 
 
-def test_unlabelled_pools_are_measured_in_doublings_too():
-    found = made({("a", 64): 1.0, ("b", 64): 2.0})
-    for one in found:
-        one.row["condition"]["pool"] = 1023
-    assert chooser.choose(found, pairs=64, pool=255).distance == pytest.approx(1.0)
-    assert chooser.choose(found, pairs=64, pool=0).answer == "abstains"
+def test_more_passes_are_an_option_and_one_arm_alone_is_no_case():
+    found = made({("scratch", 64): 0.5, ("frozen", 64): 0.6, ("scratch", 512): 0.9})
+    longer = made({("scratch", 64): 0.8}, flops={"scratch": 4e9})
+    for results, epochs in ((found, 20), (longer, 80)):
+        for one in results:
+            one.row["condition"]["epochs"] = epochs
+            if one.row["arm"] == "frozen":  # what only some arms have does not set cases apart
+                one.row["condition"]["pool"] = 30
+    assert chooser.cases(found + longer, task="answering") == [{"pairs": 64}]
+    choice = chooser.choose(found + longer, pairs=64)
+    assert [row["arm"] for row in choice.table] == ["scratch, epochs=80", "frozen", "scratch, epochs=20"]
+    assert choice.arm == "scratch, epochs=80" and choice.table[0]["flops"] == 4e9
+    assert chooser._regret("scratch", choice.table) == 0, "always scratch has the choice of passes, too"
+    assert math.isnan(chooser._regret("holistic", choice.table))
 
 
 def test_data_sets_are_not_mixed():
@@ -191,6 +201,8 @@ def test_unknown_knobs_and_tasks_are_refused(published):
         chooser.choose(published, pair=3)
     with pytest.raises(MmkitError, match="unknown task with records 'captioning'"):
         chooser.choose(published, task="captioning")
+    with pytest.raises(MmkitError, match="the chooser needs at least two arms to choose from"):
+        chooser.choose(made({("a", 64): 0.5}), pairs=64)
 
 
 def test_two_experiments_in_one_case_are_not_mixed():

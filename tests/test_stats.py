@@ -280,6 +280,12 @@ def test_seeds_needed_find_the_effect_four_times_in_five():
     )
 
 
+def test_all_or_none_is_the_beta_binomial():
+    for number, runs, more in ((3, 10, 10), (1, 6, 8)):
+        law = scipy_stats.betabinom(more, number + 0.5, runs - number + 0.5)
+        assert stats.all_or_none(number, runs, more) == pytest.approx(law.pmf(0) + law.pmf(more))
+
+
 def test_interquartile_mean_and_profile_by_hand():
     scores = np.array([[0.0, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 100.0]])
     assert stats.interquartile_mean(scores) == pytest.approx((0.2 + 0.3 + 0.4 + 0.5) / 4)

@@ -16,13 +16,12 @@ CONTROLS = ("shuffled_pairs", "blank_image", "blank_text", "image_only", "text_o
 ALWAYS = ("scratch", "frozen")  # what advice is measured against: one arm whatever the case
 KNOBS: dict[str, Callable[[float, float], float]] = {
     "pairs": lambda a, b: abs(math.log2(a / b)),
-    "pool": lambda a, b: abs(math.log2((1 + a) / (1 + b))) / 2,
     "both": lambda a, b: 4 * abs(a - b),
     "image_share": lambda a, b: 4 * abs(a - b),
 }
-"""How far two settings of a knob are apart; a case is as far from another as their knobs in sum.
+"""How far two settings of a knob are apart: a doubling of the pairs counts as much as a quarter of a share.
 
-A doubling of the labelled pairs counts as much as a quarter of a share, or two doublings of the unlabelled pool."""
+A case is as far from another as their knobs in sum."""
 FAR = 2.0  # two doublings of the pairs, or half of a share: beyond it the chooser says that it does not know
 MARGIN = 0.02  # scores that differ by less are as good as equal
 LEVEL = 0.05
@@ -58,13 +57,17 @@ class Choice:
 
 
 def cases(results: Sequence[Result], *, task: str) -> list[dict]:
-    """The recorded settings of the knobs for a task, with their `data` where there are several data sets."""
-    found = _of(results, task)
+    """The recorded settings of the knobs for a task, with their `data` where there are several data sets.
+
+    Those in which two arms or more were run, since one arm alone leaves nothing to choose.
+    """
+    arms: dict[tuple, set[str]] = {}
+    found = [result for result in _of(results, task) if result.row["arm"] not in CONTROLS]
     several = len({result.row["data"] for result in found}) > 1
-    settings = set()
     for result in found:
-        settings.add((*({"data": result.row["data"]} if several else {}).items(), *_knobs(result).items()))
-    return list(map(dict, sorted(settings)))
+        setting = ({"data": result.row["data"]} if several else {}) | _knobs(result)
+        arms.setdefault(tuple(setting.items()), set()).add(result.row["arm"])
+    return [dict(setting) for setting in sorted(arms) if len(arms[setting]) > 1]
 
 
 def choose(
@@ -81,7 +84,7 @@ def choose(
 
     score: what to be good at; `ood_style/accuracy` asks for the best out of domain. data: whose records count, needed
     where a task has several. margin: a difference that does not matter. choices: conditions that are the strategy's own
-    (`objective`), so that an arm with each value is one of the options.
+    (`pretraining`), so that an arm with each value is an option; passes (`epochs`) always are.
     Raises MmkitError for an unknown knob, pairs that are not above 0, a task, knob or score without records, records of
     fewer than two arms or seeds, and several data sets without `data`.
     """
@@ -102,6 +105,8 @@ def choose(
     found = [result for result in found if result.row["data"] == (data or sets[0])]
     recorded = cases(found, task=task)
     comparable = [there for there in recorded if case.keys() <= there.keys()]
+    if not recorded:
+        raise MmkitError(f"no recorded case of {task} has two arms: the chooser needs at least two arms to choose from")
     if not comparable:
         known = ", ".join(dict.fromkeys(name for there in recorded for name in there))
         raise MmkitError(f"no recorded case of {task} has all of {', '.join(case)}: leave out what is none of {known}")
@@ -126,17 +131,21 @@ def regrets(results: Sequence[Result], *, task: str = "answering", score: str = 
     if len(recorded) < 2:
         raise MmkitError(f"the chooser needs at least two recorded cases of {task} to be tested on itself")
     for case in recorded:
-        rest = [
-            result for result in results if not case.items() <= {"data": result.row["data"], **_knobs(result)}.items()
-        ]
+        rest = [r for r in results if not case.items() <= {"data": r.row["data"], **_knobs(r)}.items()]
         here = choose(results, task=task, score=score, **options, **case).table
-        behind = {row["arm"]: abs(row["difference"]) for row in here}
         elsewhere = [there for there in cases(rest, task=task) if there.get("data") == case.get("data")]
         advice = choose(rest, task=task, score=score, **options, **case) if elsewhere else None
         chosen = advice.arm or advice.answer if advice else "abstains"
-        line = {**case, "chosen": chosen, "regret": behind.get(chosen, math.nan)}
-        found.append(line | {f"always {arm}": behind.get(arm, math.nan) for arm in ALWAYS})
+        line = {**case, "chosen": chosen, "regret": _regret(chosen, here)}
+        found.append(line | {f"always {arm}": _regret(arm, here) for arm in ALWAYS})
     return found
+
+
+def _regret(option: str, table: list[dict]) -> float:
+    """How far an option's mean lies from the best; where it was not run, that of the best option of its arm, or nan."""
+    behind = {row["arm"]: abs(row["difference"]) for row in table}
+    alike = [value for name, value in behind.items() if name.partition(",")[0] == option.partition(",")[0]]
+    return behind.get(option, min(alike, default=math.nan))
 
 
 def _of(results: Sequence[Result], task: str) -> list[Result]:
@@ -153,13 +162,18 @@ def _distance(case: dict, there: dict) -> float:
 
 
 def _by_arm(results: Sequence[Result], score: str, choices: Sequence[str]) -> dict[str, list[Result]]:
-    """Option -> its results of the common seeds, in the order of these."""
+    """Option -> its results of the common seeds, in the order of these.
+
+    An option is an arm, with those of its choices that its results differ in."""
+    results = [r for r in results if r.row["arm"] not in CONTROLS and score in r.row["scores"]]
     arms: dict[str, dict[int, Result]] = {}
     for result in results:
-        if result.row["arm"] in CONTROLS or score not in result.row["scores"]:
-            continue
-        own = [f"{name}={result.condition[name]}" for name in choices if name in result.condition]
-        arm, seed = ", ".join([result.row["arm"], *own]), result.row["seed"]
+        parts, seed = [result.row["arm"]], result.row["seed"]
+        for name in (*choices, "epochs"):
+            value = result.condition.get(name)
+            if any(r.row["arm"] == parts[0] and r.condition.get(name) != value for r in results):
+                parts.append(f"{name}={value}")
+        arm = ", ".join(parts)
         other = arms.setdefault(arm, {}).setdefault(seed, result)
         if other is not result:
             apart = sorted(name for name, value in result.condition.items() if other.condition.get(name) != value)
@@ -192,10 +206,8 @@ def _compared(arms: dict[str, list[Result]], score: str, margin: float) -> tuple
         costs = [found.row["cost"]["flops"] for found in arms[arm]]
         searches = [(found.row["settings"].get("tuning") or {}).get("flops") for found in arms[arm]]
         row = {"arm": arm, "mean": alone[arm].effect, "mean_low": alone[arm].low, "mean_high": alone[arm].high}
-        row |= {
-            "flops": float(np.mean(costs)),
-            "flops_with_search": None if None in searches else float(np.mean(searches)),
-        }
+        searched = None if None in searches else float(np.mean(searches))
+        row |= {"flops": float(np.mean(costs)), "flops_with_search": searched}
         row |= {"difference": difference.effect, "low": difference.low, "high": difference.high}
         table.append(row | {"relation": relation})
     return table, barred

@@ -92,10 +92,7 @@ def collapsed(results: Sequence[Result], score: str) -> np.ndarray:
 
 
 def unstable(asked: Sequence[Asked], seeds: int) -> tuple[str, float]:
-    """Why the runs of an arm fall into two kinds, with the shares of the collapsed, and how likely that comes again.
-
-    The predictive distribution of another `seeds` runs is the beta-binomial one, from Jeffreys' prior.
-    """
+    """Why the runs of an arm fall into two kinds, with the shares of the collapsed, and how likely that comes again."""
     counts: dict[str, tuple[int, int]] = {}
     sides, again = np.zeros((2, 2)), 1.0
     for weight, score, _, results in asked:
@@ -104,7 +101,7 @@ def unstable(asked: Sequence[Asked], seeds: int) -> tuple[str, float]:
             arm = results[0].row["arm"]
             counts[arm] = max(counts.get(arm, (0, 0)), (number, runs))
             sides[int(weight > 0)] += number, runs - number
-            again *= _all_or_none(number, runs, seeds) if 0 < number < runs else 1.0
+            again *= stats.all_or_none(number, runs, seeds) if 0 < number < runs else 1.0
     if not any(0 < number < runs for number, runs in counts.values()):
         return "", np.nan
     told = ", ".join(f"{arm} in {number} of {runs} runs" for arm, (number, runs) in counts.items())
@@ -112,13 +109,6 @@ def unstable(asked: Sequence[Asked], seeds: int) -> tuple[str, float]:
     apart = "differ" if p <= 0.05 else "are not told apart"
     compared = f"; the shares {apart} (Fisher's exact p = {p:.3f})" if sides.sum(axis=1).all() else ""
     return f"collapsed to chance: {told}{compared}", 1 - again
-
-
-def _all_or_none(number: int, runs: int, seeds: int) -> float:
-    """The chance that of so many more runs all collapse, or none."""
-    first, second = number + 0.5, runs - number + 0.5
-    steps = np.arange(seeds)
-    return float(sum(np.prod((one + steps) / (runs + 1 + steps)) for one in (first, second)))
 
 
 def no_room(asked: Sequence[Asked], smallest: float, *, draws: int = 2000) -> tuple[str, str, float]:

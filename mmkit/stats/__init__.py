@@ -11,7 +11,7 @@ from mmkit.stats.intervals import (
     t_interval,
     two_way_variance,
 )
-from mmkit.stats.power import replicates, seeds_needed, smallest_detectable
+from mmkit.stats.power import all_or_none, replicates, seeds_needed, smallest_detectable
 from mmkit.stats.summaries import interquartile_mean, performance_profile, stratified_interval
 from mmkit.stats.tests import FEWEST_SEEDS, holm, probability_of_improvement, sign_flip, tost, tost_p, two_way_p
 
@@ -19,6 +19,7 @@ __all__ = [
     "FEWEST_SEEDS",
     "Estimate",
     "Term",
+    "all_or_none",
     "crossed_draws",
     "effective_clusters",
     "holm",

@@ -54,3 +54,10 @@ def replicates(estimate: Estimate, seeds: int, *, count: int = 2000, seed: int =
     effect, error, half, half90 = effects.mean(axis=1), np.sqrt(variance), *stats.t.ppf([[0.975], [0.95]], dfs)
     ends = effect - half * error, effect + half * error, effect - half90 * error, effect + half90 * error
     return Estimate(effect, *ends, error, dfs, effects)
+
+
+def all_or_none(number: int, runs: int, more: int) -> float:
+    """How likely all of `more` runs, or none, do what `number` of `runs` did: beta-binomial, from Jeffreys' prior."""
+    first, second = number + 0.5, runs - number + 0.5
+    steps = np.arange(more)
+    return float(sum(np.prod((one + steps) / (runs + 1 + steps)) for one in (first, second)))
