@@ -49,6 +49,7 @@ def test_the_same_seeds_are_paired_so_a_small_shift_of_all_is_seen():
         found
     )
     shifted = one(verdict(EFFECTS), verdict(EFFECTS + noise + 0.01))
+    assert str(shifted).endswith("MORE than running again does, too little to matter")
     assert not shifted.within and "(same seeds): MORE than running again does" in str(shifted)
     apart = one(verdict(EFFECTS), verdict(EFFECTS + noise + 0.01, seeds=range(10, 20)))
     assert apart.within and "(other seeds): what running again does" in str(apart), "the same shift, unpaired"
@@ -101,11 +102,12 @@ def place(tmp_path, monkeypatch):
 
 
 def test_the_terminal_shows_published_platforms_and_here_one_under_the_other(place):
-    found = report.verdicts(batches.load(place))
-    known = held.places(found, "toy", place)
+    batch = batches.load(place)
+    known = held.places(report.verdicts(batch), batch, place)
     assert list(known) == ["published", "published @torch-2.11", "here"]
     lines = held.comparison(known).splitlines()
     assert lines[1] == "held against what is published:" and lines[2].startswith("  published: 2026-01-01, code 0000")
+    assert lines[4].startswith("  here: 2026-01-01, code 000000000000, torch ")
     published, elsewhere, moved, here, same = lines[-7:-2]
     assert [line.split()[:2] for line in (published, elsewhere, here)] == [
         ["C1", "published"],
@@ -123,9 +125,9 @@ def test_without_anything_to_hold_against_nothing_is_said(place):
     records = paths.notebooks() / "records"
     shutil.rmtree(records / "toy@torch-2.11")
     published = batches.load(records / "toy")
-    assert held.comparison(held.places(report.verdicts(published), "toy", records / "toy")) == ""
+    assert held.comparison(held.places(report.verdicts(published), published, records / "toy")) == ""
     shutil.rmtree(records / "toy")
-    assert held.comparison(held.places(report.verdicts(published), "toy", place)) == ""
+    assert held.comparison(held.places(report.verdicts(published), published, place)) == ""
 
 
 def test_the_report_shows_both_columns(tmp_path, monkeypatch):
@@ -134,5 +136,8 @@ def test_the_report_shows_both_columns(tmp_path, monkeypatch):
     text = report.export("lp_ft").read_text(encoding="utf-8")
     shown = text[text.index("Does it come out again?") :]
     assert ">published</th>" in shown and ">here</th>" in shown and "the same effect in every seed" in shown
-    assert "here: 7 of 7 verdicts are the same; 7 of 7 effects differ by what running again does" in shown
+    assert (
+        "here: 2026-" in shown
+        and "7 of 7 verdicts are the same; 7 of 7 effects differ by what running again does" in shown
+    )
     assert "Verdicts it was given" in text and "2026-11-22 supported, -0.009" in text

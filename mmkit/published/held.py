@@ -21,7 +21,7 @@ from mmkit.repro.claims import Verdict
 from mmkit.repro.report import SIGNS, effect_text
 
 HERE = "here"
-Places = dict[str, tuple[Batch | None, list[Verdict]]]
+Places = dict[str, tuple[Batch, list[Verdict]]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Held:
         if self.paired and self.low == self.high == 0:
             return f"{verdict}, the same effect in every seed"
         what = "what running again does" if self.within else "MORE than running again does"
+        if not self.within and max(abs(self.low), abs(self.high)) < self.first.claim.smallest_effect:
+            what += ", too little to matter"
         seeds = "same seeds" if self.paired else "other seeds"
         interval = f"{self.difference:+.2g} [{self.low:+.2g}, {self.high:+.2g}]"
         return f"{verdict}; {interval} apart ({seeds}): {what}"
@@ -87,20 +89,20 @@ def _held(first: Verdict, second: Verdict) -> Held:
     return Held(first, second, paired, difference, difference - half, difference + half)
 
 
-def places(found: Sequence[Verdict], name: str, folder: Path) -> Places:
+def places(found: Sequence[Verdict], batch: Batch, folder: Path) -> Places:
     """Where a plan's verdicts are from -> its batch and verdicts: published, published elsewhere (`@NAME`), here.
 
-    found, folder: the verdicts of the runs at hand, and where those lie.
+    found, batch, folder: the verdicts of the runs at hand, these runs, and where they lie.
     """
+    name, known = batch.manifest["plan"]["name"], {}
     records, here = (paths.notebooks() / "records").resolve(), Path(folder).resolve()
-    known = {}
     for published in [records / name, *sorted(records.glob(f"{name}@*"))]:
         if (published / "plan.json").exists():
             label = "published" if published.name == name else f"published @{published.name.partition('@')[2]}"
-            batch = load(published)
-            known[label] = batch, list(found) if published == here else report.verdicts(batch)
+            theirs = batch if published == here else load(published)
+            known[label] = theirs, list(found) if published == here else report.verdicts(theirs)
     if here.parent != records:
-        known[HERE] = None, list(found)
+        known[HERE] = batch, list(found)
     return known
 
 
@@ -143,13 +145,13 @@ def reproduce(
     batch = runner.run_plan(plan, workers=workers, scheduler=scheduler, dry_run=dry_run)
     if dry_run:
         return 0
-    found, name = report.verdicts(batch), batch.manifest["plan"]["name"]
+    found, folder = report.verdicts(batch), paths.batch(batch.manifest["plan"]["name"])
     for verdict in found:
         what = f"{verdict.claim.id} {verdict.verdict}: {verdict.claim.statement}"
         print(printable(f"{SIGNS[verdict.verdict]} {what} ({effect_text(verdict)}; {verdict.reason})"))
     for failure in batch.failures:
         print(printable(f"FAILED {failure['label']}: {failure['message']}", 300))
-    print(comparison(places(found, name, paths.batch(name))), end="")
+    print(comparison(places(found, batch, folder)), end="")
     print(f"the report: {report.export(plan, batch=batch)}")
     return 0 if batch.complete else 1
 
@@ -161,7 +163,7 @@ def comparison(known: Places) -> str:
         return ""
     lines = ["", "held against what is published:"]
     for label, (batch, _) in known.items():
-        lines += [f"  {label}: {made(batch)}"] if batch else []
+        lines.append(f"  {label}: {made(batch)}")
     widths = [frame[column].str.len().max() for column in frame]
     for *row, said in frame.itertuples(index=False):
         lines.append("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
@@ -173,6 +175,8 @@ def comparison(known: Places) -> str:
 
 def made(batch: Batch) -> str:
     """When, by which code and release, on which processor a batch was made."""
+    if not batch.headers:
+        return "no run finished"
     header = batch.headers[0]
     torch, processor = header["versions"].get("torch", "?"), header["hardware"]["processor"]
     return f"{header['finished'][:10]}, code {batch.manifest['code_hash'][:12]}, torch {torch}, {processor}"

@@ -55,13 +55,14 @@ display(HTML(report.claim_cards(found, batch.manifest, given)))
 display(HTML(report.waiting_claims(batch.manifest)))
 
 # %% held-table
-known = held.places(found, plan, folder)
+known = held.places(found, batch, folder)
 beside = held.table(known)
 if len(beside):
     display(HTML(report.table_html(beside)))
-    for place, (_, others) in known.items():
+    for place, (made, others) in known.items():
+        print(f"{place}: {held.made(made)}")
         if place != "published":
-            print(f"{place}: {held.summary(held.hold(known['published'][1], others))}")
+            print(f"  {held.summary(held.hold(known['published'][1], others))}")
 else:
     display(Markdown("There is nothing to hold these runs against: one set of records."))
 
