@@ -38,7 +38,7 @@ from mmkit.data.archive import unpack  # noqa: E402
 from mmkit.errors import MmkitError  # noqa: E402
 from mmkit.repro import claims, plan  # noqa: E402
 
-SLOW = 20  # seconds
+SLOW = 20  # seconds of the processor
 PHOTOS = FOLDER / "photos"
 CELLS = ["", " ", "p0.png", "p1.png", "./p2.png", "p3.png ", "../x", '"', "a,b", "\n", "\r", "\t", "\0", "漢"]
 CELLS += ["\u2028", "nan", "-1", "0", "1", "1.0", "+1", "true", "\ufeff", "\U0001f600", "\u200b", "train", "val"]
@@ -306,9 +306,7 @@ def fuzz(name: str, seconds: float, first: int) -> tuple[Counter, dict[str, str]
     counts, finds, ends = Counter(), {}, time.monotonic() + seconds
 
     def one(drawn):
-        if time.monotonic() > ends:
-            return
-        begun = time.monotonic()
+        begun = time.process_time()
         counts["examples"] += 1
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -319,7 +317,7 @@ def fuzz(name: str, seconds: float, first: int) -> tuple[Counter, dict[str, str]
         except Exception as error:
             if place(error) not in finds:
                 raise
-        assert time.monotonic() - begun < SLOW or "slow" in finds, "slow"
+        assert time.process_time() - begun < SLOW or "slow" in finds, "slow"
 
     options = {"max_examples": 200, "deadline": None, "database": None, "print_blob": False}
     phases, checks = (Phase.generate, Phase.shrink), list(HealthCheck)
