@@ -156,6 +156,44 @@ def test_ending_a_run_whose_own_process_was_killed_takes_what_was_seen(tmp_path)
     wait_for(lambda: gone(pid))
 
 
+GROUPS = processes._own_group() is not None  # Linux, and this process may make control groups
+
+
+@pytest.mark.skipif(not GROUPS, reason="no control group can be made here; the tests above hold without one")
+def test_what_a_run_left_behind_ends_though_it_killed_its_own_process_first(place, monkeypatch):
+    """It has another parent then, an empty environment, and nobody looked while it was below the run."""
+    monkeypatch.setattr(runner.execute, "MACHINE_FAULTS", ())
+    own = "import psutil\nfor parent in psutil.Process().parents()[:-1]:\n"
+    own += "    if 'mmkit.repro.execute' in parent.cmdline():\n        parent.kill()\n"
+    act = f"away, wait, held = True, 300, 1000\n{DAEMON.replace('time.sleep(wait)', own)}"
+    monkeypatch.setattr(processes, "below", lambda pid, work=None: [])
+    stub = write(place / "20_stub.ipynb", act=act)
+    batch = runner.run_plan(make_plan(stub, parameters={"marker": str(place / "pid")}), say=quiet)
+    assert batch.failures[0]["kind"] == "process died" and gone(int((place / "pid").read_text()))
+    assert not list(processes._own_group().glob(f"mmkit-.tmp-{batch.failures[0]['key']}*"))
+
+
+@pytest.mark.skipif(not GROUPS, reason="no control group can be made here; the tests above hold without one")
+def test_a_control_group_holds_what_a_process_starts_and_goes_with_it(tmp_path):
+    code = "import subprocess, sys; input(); p = subprocess.Popen(['sleep', '300'], env={}); print(p.pid, flush=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+    assert processes.enclose(tmp_path, process.pid)
+    print(file=process.stdin, flush=True)
+    pid = int(process.stdout.readline())
+    process.communicate()
+    assert pid in [child.pid for child in processes.below(process.pid, tmp_path)]
+    assert processes.memory(process.pid, tmp_path) > 0 == processes.memory(process.pid)
+    processes.end(tmp_path)
+    assert gone(pid) and processes._group(tmp_path) is None
+
+
+def test_where_no_control_group_can_be_made_none_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_own_group", lambda: tmp_path)  # a folder without the files of the kernel
+    assert not processes.enclose(tmp_path / "work", os.getpid()) and not list(tmp_path.iterdir())
+    monkeypatch.setattr(processes, "_own_group", lambda: None)
+    assert not processes.enclose(tmp_path / "work", os.getpid())
+
+
 # --- plans too large --------------------------------------------------------------------------------------------------
 
 

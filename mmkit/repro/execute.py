@@ -124,11 +124,12 @@ def _attempt(run: Planned, work: Path, token: str) -> dict | None:
     """Start the process, wait for it within its limits, and say what went wrong, None for nothing."""
     with open(work / LOG, "wb") as log:
         process = _start(run, work, log.fileno())
+        processes.enclose(work, process.pid)
         limit, look, fault, seen = time.monotonic() + run.timeout_s, 0.0, None, set()
         while process.poll() is None and not fault:
             time.sleep(0.02)
             if time.monotonic() > look:
-                seen.update(processes.below(process.pid))
+                seen.update(processes.below(process.pid, work))
                 fault, look = _fault(run, work, process.pid, token, limit), time.monotonic() + 0.5
         processes.end(work, process.pid if process.poll() is None else None, seen)
         process.stdin.close()
@@ -165,7 +166,7 @@ def _fault(run: Planned, work: Path, pid: int, token: str, limit: float) -> dict
         return "stopped"
     if time.monotonic() > limit:
         return {"kind": "time limit", "message": f"not done after {run.timeout_s:g} s"}
-    used = processes.memory(pid) / 1e9 if run.memory_gb else 0
+    used = processes.memory(pid, work) / 1e9 if run.memory_gb else 0
     if run.memory_gb and used > run.memory_gb:
         return {"kind": "out of memory", "message": f"{used:.1f} GB in use, the limit is {run.memory_gb:g} GB"}
     return None
