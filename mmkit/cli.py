@@ -76,6 +76,8 @@ def _pairs(texts: list[str], example: str = "-p data=scenes") -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise MmkitError(f"{text!r} is not NAME=VALUE: write for example {example}")
+        if name.strip() in pairs:
+            raise MmkitError(f"{name.strip()!r} is given twice, as {pairs[name.strip()]!r} and {value!r}: keep one")
         pairs[name.strip()] = value
     return pairs
 

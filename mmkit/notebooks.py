@@ -54,7 +54,7 @@ def resolve(name: str | Path) -> Path:
         raise MmkitError(f"no notebook {str(name)!r}: give a number, a name or a path; there are {', '.join(_stems())}")
     text = str(name)
     for stem in _stems():
-        if stem == text or stem.split("_")[0] == text.zfill(2):
+        if stem == text or (text and stem.split("_")[0] == text.zfill(2)):
             return folder() / f"{stem}.ipynb"
     raise unknown("notebook", text, _stems())
 

@@ -70,8 +70,9 @@ class Parameter:
 def list_items(text: str) -> list[str]:
     """The items of a list written as text: `["a, b", "c"]` as in JSON or Python, or `a, b` between commas.
 
-    One pair of brackets around the whole is the list's own. Brackets and quotes inside an item are the item's, and so
-    is a comma between them: `[Pp]neumonia` is one item, `x{1,2}, y` are two.
+    One pair of brackets around the whole is the list's own, and so are parentheses around several items. Brackets and
+    quotes inside an item are the item's, and so is a comma between them: `[Pp]neumonia` and `(a|b)` are one item,
+    `x{1,2}, y` are two.
     """
     text = text.strip()
     for parse in (json.loads, ast.literal_eval):
@@ -112,7 +113,8 @@ def _is_bracketed(text: str) -> bool:
     for place, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
         if depth == 0:
-            return place == len(text) - 1 and text[0] + text[-1] in ("[]", "()")
+            whole, ends = place == len(text) - 1, text[0] + text[-1]
+            return whole and (ends == "[]" or (ends == "()" and len(_split(text[1:-1])) > 1))
     return False
 
 

@@ -33,13 +33,15 @@ def read(path: Path) -> object:
     or is too large or too deep for what people write by hand.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise MmkitError("it is no file")
         text = Path(path).read_text(encoding="utf-8")
         if len(text) > MOST_BYTES:
             raise MmkitError(f"it has {len(text):,} characters, at most {MOST_BYTES:,} are read")
         _refuse_aliases(text)
         return yaml.load(text, _Loader)
     except (OSError, ValueError, yaml.YAMLError, MmkitError) as error:
-        raise MmkitError(f"{path} cannot be read: {error}") from error
+        raise MmkitError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _refuse_aliases(text: str) -> None:
@@ -67,7 +69,10 @@ def read_model(path: Path, model: type[M]) -> M:
             *outer, key = first["loc"]
             raise MmkitError(f"{path.name}: {unknown('key', key, _fields(model, outer))} (at {place})") from None
         got = str(first["input"])[:80]
-        raise MmkitError(f"{path.name}: {place or 'the file'}: {first['msg']}, got {got!r}") from None
+        hint = (
+            " (YAML reads it as a number: put it in quotes)" if first["type"] == "string_type" and got.isdigit() else ""
+        )
+        raise MmkitError(f"{path.name}: {place or 'the file'}: {first['msg']}, got {got!r}{hint}") from None
 
 
 def _fields(model: type[BaseModel], loc: list[str | int]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mmkit import notebooks
+from mmkit import cli, notebooks
 from mmkit.errors import MmkitError
 
 DECLARED = """count: int = 3  # how many
@@ -64,6 +64,8 @@ def test_declarations_are_read(write):
         ("arms", "[Pp]neumonia", ["[Pp]neumonia"]),
         ("arms", "[Pp]neumonia, x{1,2}", ["[Pp]neumonia", "x{1,2}"]),
         ("arms", "pneumo(nia|thorax)", ["pneumo(nia|thorax)"]),
+        ("arms", "(pneumonia|thorax)", ["(pneumonia|thorax)"]),
+        ("arms", "(scratch, lp_ft)", ["scratch", "lp_ft"]),
         ("arms", r"\(a, b", [r"\(a", "b"]),
         ("arms", '["a, b", "[c]"]', ["a, b", "[c]"]),
         ("arms", "['a, b', \"c\"]", ["a, b", "c"]),
@@ -105,6 +107,16 @@ def test_a_wrong_value_is_refused(write, name, given, message):
     with pytest.raises(MmkitError) as error:
         notebooks.checked(write("", DECLARED), {name: given})
     assert message in str(error.value)
+
+
+def test_a_parameter_that_is_given_twice_is_refused():
+    with pytest.raises(MmkitError, match="'seed' is given twice, as '1' and '2': keep one"):
+        cli._pairs(["seed=1", "lr=2", " seed =2"])
+
+
+def test_no_name_is_no_notebook():
+    with pytest.raises(MmkitError, match="unknown notebook ''"):
+        notebooks.resolve("")
 
 
 def test_profiles_merge_under_what_is_given(write):

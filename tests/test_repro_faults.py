@@ -213,6 +213,25 @@ def test_a_plan_of_more_runs_than_anybody_means_is_refused_before_it_is_built(pl
     assert time.monotonic() - begun < 60 and not (place / "runs").exists()
 
 
+def test_a_plan_of_more_notebooks_than_anybody_means_is_refused_before_they_are_read(tmp_path):
+    (tmp_path / "many.yaml").write_text("name: many\ntitle: t\nnotebooks:\n" + "- notebook: '06'\n" * 1001)
+    with pytest.raises(MmkitError, match="many.yaml: notebooks: List should have at most 1000 items"):
+        plan.read_plan(tmp_path / "many.yaml")
+
+
+def test_what_yaml_reads_as_a_number_is_asked_for_in_quotes(tmp_path):
+    (tmp_path / "six.yaml").write_text("name: six\ntitle: t\nnotebooks:\n- notebook: 06\n")
+    with pytest.raises(MmkitError, match="notebook: .*got '6' .YAML reads it as a number: put it in quotes."):
+        plan.read_plan(tmp_path / "six.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_is_no_plan(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(MmkitError, match="pipe.yaml cannot be read: it is no file"):
+        plan.read_plan(tmp_path / "pipe.yaml")
+
+
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -229,6 +248,8 @@ ODD = {
     "a huge number": ("a: " + "9" * 5000 + "\n", "cannot be read"),
     "a date that is none": ("a: 2026-99-99\n", "cannot be read"),
     "a control character": ("a: \x07\n", "cannot be read"),
+    "a tab": ("a:\tx\n\ty: 1\n", "found a tab character"),
+    "two documents": ("a: 1\n---\nb: 2\n", "expected a single document in the stream"),
 }
 
 
@@ -237,8 +258,9 @@ def test_a_file_that_cannot_be_what_was_meant_is_refused_with_its_line(tmp_path,
     text, said = ODD[kind]
     path = tmp_path / "odd.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(MmkitError, match=f"odd.yaml cannot be read: .*{said}|odd.yaml {said}"):
+    with pytest.raises(MmkitError, match=f"odd.yaml cannot be read: .*{said}|odd.yaml {said}") as error:
         yamls.read(path)
+    assert "\n" not in str(error.value)
     with pytest.raises(MmkitError):
         plan.read_plan(path)
 
@@ -249,6 +271,42 @@ def test_the_kits_own_files_are_read():
     assert len(notebooks.profiles()) > 10 and len(list((notebooks.folder() / "plans").glob("*.yaml"))) > 10
     for path in (notebooks.folder() / "plans").glob("*.yaml"):
         assert plan.read_plan(path).name == path.stem
+
+
+RUN = {"key": "0123456789abcdef", "label": "x"}
+
+
+@pytest.mark.parametrize("change", [{"key": 1}, {"key": "../x"}, {"label": ["a"]}, {"label": None}, {"key": None}])
+def test_a_run_of_a_manifest_that_is_none_is_damage(place, change):
+    folder = place / "runs" / "stub"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"runs": [RUN, RUN | change]}))
+    assert "plan.json is damaged (no list of runs): run the plan again" in "\n".join(browse.plans())
+    for listed in (browse.runs("stub"), browse.tidy("stub", really=False)):
+        with pytest.raises(MmkitError, match="plan.json is damaged .no list of runs.: run the plan again"):
+            list(listed)
+
+
+def test_odd_values_of_a_record_are_listed_and_shown_as_far_as_they_go(place):
+    folder = place / "runs" / "stub"
+    (folder / RUN["key"]).mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"runs": [RUN]}))
+    (folder / RUN["key"] / "record.json").write_text(json.dumps({"key": 7, "seconds": "x", "versions": 3}))
+    whole = {"arm": "a", "task": "t", "condition": {}, "scores": {"accuracy": 0.5}}
+    odd = [[], 3, whole | {"scores": []}, whole | {"scores": {"accuracy": "x"}}, whole | {"arm": 1}, whole]
+    (folder / RUN["key"] / "results.jsonl").write_text("\n".join(map(json.dumps, odd)))
+    assert "\n".join(browse.runs("stub")).startswith("done    0123456789abcdef       0 s  ?  x")
+    shown = "\n".join(browse.show("0123"))
+    assert "seconds: x" in shown and shown.count("accuracy") == 1 and "a, t, {}: accuracy 0.5" in shown
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(place):
+    folder = place / "runs" / "stub"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "plan.json")
+    with pytest.raises(MmkitError, match="plan.json is damaged .no file.: remove its folder and run the plan again"):
+        list(browse.runs("stub"))
 
 
 @pytest.mark.parametrize(

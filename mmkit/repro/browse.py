@@ -47,7 +47,8 @@ def runs(plan: str) -> Iterator[str]:
         line = f"{state:<7} {run['key']}  "
         if state == "done":
             header = read_json(f"{folder}/{run['key']}/record.json")
-            line += f"{header.get('seconds', 0):6.0f} s  {header.get('finished', '?')}  "
+            seconds = header.get("seconds", 0)
+            line += f"{seconds if isinstance(seconds, int | float) else 0:6.0f} s  {header.get('finished', '?')}  "
         yield line + run["label"]
     others = _others(folder, {run["key"] for run in asked})
     if others:
@@ -132,11 +133,18 @@ def _header(folder: Path) -> dict:
 def _rows(folder: Path) -> list[dict]:
     """What a run recorded, as far as it is whole."""
     rows, path = [], folder / "results.jsonl"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            rows += [row] if {"arm", "task", "condition", "scores"} <= row.keys() else []
+            rows += [row] if _is_row(row) else []
     return rows
+
+
+def _is_row(row: object) -> bool:
+    """Whether a line of `results.jsonl` is what `record` writes, as far as it is shown here."""
+    kinds = {"arm": str, "task": str, "condition": dict, "scores": dict}
+    whole = isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+    return whole and all(isinstance(score, int | float) for score in row["scores"].values())
 
 
 def _facts(folder: Path) -> dict:

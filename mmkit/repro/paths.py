@@ -47,6 +47,8 @@ def is_done(folder: Path, key: str) -> bool:
 def read_json(path: Path | str, missing: str = "") -> dict:
     """A file of a run's or plan's folder. Raises: MmkitError when it is gone or damaged."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError("no file")
         with open(path, "rb") as file:
             found = json.loads(file.read())
     except FileNotFoundError:
@@ -62,6 +64,12 @@ def read_manifest(folder: Path, missing: str = "") -> dict:
     """`plan.json` of a folder, with runs that have a key and a label. Raises: MmkitError when it is gone or damaged."""
     found = read_json(folder / "plan.json", missing)
     runs = found.get("runs")
-    if not isinstance(runs, list) or not all(isinstance(run, dict) and {"key", "label"} <= run.keys() for run in runs):
+    if not isinstance(runs, list) or not all(map(_is_run, runs)):
         raise MmkitError(f"{folder / 'plan.json'} is damaged (no list of runs): run the plan again")
     return found
+
+
+def _is_run(run: object) -> bool:
+    """Whether an entry of a manifest names a run: its key is that of a folder, not a way out of it."""
+    texts = [run.get("key"), run.get("label")] if isinstance(run, dict) else [None]
+    return all(isinstance(text, str) for text in texts) and re.fullmatch(r"\w+", texts[0]) is not None

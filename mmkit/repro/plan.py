@@ -21,6 +21,7 @@ from mmkit.yamls import read_model
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 MOST_RUNS = 100_000  # of one plan; more is a slip of the pen, and listing them alone would fill the memory
 EVIDENCE = "evidence"  # the tag of the first cell of a notebook that reads published records
+MOST_ENTRIES = 1000  # of one plan; each is read and checked
 # What can change a number. Labs, plots, reports and the command line cannot.
 ROOMS = ("core", "data", "models", "metrics", "training", "pretraining", "strategies", "tasks", "tuning")
 
@@ -47,7 +48,7 @@ class Plan(BaseModel):
     name: Annotated[str, Field(pattern=f"^{paths.NAME}$")]
     title: str
     profile: Literal["smoke", "lab", "full"] = "lab"
-    notebooks: Annotated[list[Entry], Field(min_length=1)]
+    notebooks: Annotated[list[Entry], Field(min_length=1, max_length=MOST_ENTRIES)]
     claims: list[str] = []
 
 
@@ -207,5 +208,5 @@ def _content(data: str, *, prepare: bool) -> str | None:
 
     if prepare:
         return open_set(data)[1]["content"]
-    folder = data_root() / data
+    folder = data_root() / Path(data).name  # a name leads out of the folder of data sets nowhere
     return read_card(folder)["content"] if (folder / "card.json").is_file() else None
