@@ -175,16 +175,15 @@ def test_what_a_run_left_behind_ends_though_it_killed_its_own_process_first(plac
 
 @pytest.mark.skipif(not GROUPS, reason="no control group can be made here; the tests above hold without one")
 def test_a_control_group_holds_what_a_process_starts_and_goes_with_it(tmp_path):
-    code = "import subprocess, sys; input(); p = subprocess.Popen(['sleep', '300'], env={}); print(p.pid, flush=True)"
+    work = tmp_path / f"of-{os.getpid()}"  # a name that no other test run has
+    code = "import subprocess\ninput()\np = subprocess.Popen(['sleep', '300'], env={}, stdout=-3)\nprint(p.pid)"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
-    assert processes.enclose(tmp_path, process.pid)
-    print(file=process.stdin, flush=True)
-    pid = int(process.stdout.readline())
-    process.communicate()
-    assert pid in [child.pid for child in processes.below(process.pid, tmp_path)]
-    assert processes.memory(process.pid, tmp_path) > 0 == processes.memory(process.pid)
-    processes.end(tmp_path)
-    assert gone(pid) and processes._group(tmp_path) is None
+    assert processes.enclose(work, process.pid)
+    pid = int(process.communicate("\n")[0])
+    assert pid in [child.pid for child in processes.below(process.pid, work)]
+    assert processes.memory(process.pid, work) > 0 == processes.memory(process.pid)
+    processes.end(work)
+    assert gone(pid) and processes._group(work) is None
 
 
 def test_where_no_control_group_can_be_made_none_is_left(tmp_path, monkeypatch):
