@@ -13,7 +13,7 @@ from mmkit.data import load
 from mmkit.errors import MmkitError
 
 DEFAULT = "91f21bf62ac34789e5c16787fc7a83bded3936ae38b7a453cc39a76f519f83a2"
-SMALL = "7431e49fd566aba1877092cc7ecd23ee2d028c91d3bd31e3d5dcbb8e48fdf794"
+SMALL = "239034003119e1331bba7b0c9bfa5a5bbef283ce332d36407a3b84518eba8b4f"
 TURNS = ("straight", "right", "around", "left")
 STYLED = ("look ,", "this ground is", "my friend", "at this point", "everyone says", "the old path")
 BEACON = np.array((255, 140, 0), np.uint8)
