@@ -178,13 +178,8 @@ def _stamps(side: int) -> dict[str, np.ndarray]:
     The centre of a landmark or an arrow is in the middle.
     """
     unit = 2 * SAMPLES * side // UNITS  # samples lie at odd numbers, so that none is on an edge between pixels
-
-    def plane(part: str) -> tuple[np.ndarray, np.ndarray]:
-        line = np.arange(1 - REACH[part] * unit, REACH[part] * unit, 2)
-        return line[None, :], line[:, None]
-
-    x, y = plane("landmark")
-    ax, ay = np.abs(x), np.abs(y)
+    line = np.arange(1 - REACH["landmark"] * unit, REACH["landmark"] * unit, 2)
+    ax, ay = np.abs(line[None, :]), np.abs(line[:, None])
     inside = {
         "circle": lambda r: ax * ax + ay * ay <= r * r,
         "square": lambda r: np.maximum(ax, ay) <= r,
@@ -192,8 +187,8 @@ def _stamps(side: int) -> dict[str, np.ndarray]:
         "diamond": lambda r: ax + ay <= r,
     }
     landmark = [inside[shape](half * unit // 2) for shape in SHAPES for half in EXTENT]
-    x, y = plane("arrow")
-    ax = np.abs(x)
+    line = np.arange(1 - REACH["arrow"] * unit, REACH["arrow"] * unit, 2)
+    ax, y = np.abs(line[None, :]), line[:, None]
     head = (y <= 0) & (y >= -5 * unit) & (ax <= y + 5 * unit)
     up = head | ((y >= 0) & (y <= 5 * unit) & (2 * ax <= 3 * unit))
     line = np.arange(1, UNITS * unit, 2)
@@ -232,10 +227,8 @@ def _parts(scene: pd.DataFrame, side: int) -> dict[str, tuple]:
     away, stamps = AWAY[columns["relation"]].T, _stamps(side)
     palette = np.array(list(COLOURS.values()), dtype=np.int16)
     found = {}
-    for part, distance, stamp in (
-        ("landmark", LANDMARK, columns["shape"] * 2 + columns["size"]),
-        ("arrow", ARROW, columns["heading"]),
-    ):
+    shapes = ("landmark", LANDMARK, columns["shape"] * 2 + columns["size"]), ("arrow", ARROW, columns["heading"])
+    for part, distance, stamp in shapes:
         free = {"arrow": np.ones_like(away), "landmark": away == 0}[part]  # a landmark keeps its distance
         x, y = (UNITS // 2 + distance * to + columns[f"{part}_{axis}"] * may for axis, to, may in zip("xy", away, free))
         which = np.where(columns[part] < 0, -1, stamp)

@@ -218,7 +218,7 @@ def test_the_decoder_is_pretrained_as_a_language_model_of_the_pool(scenes):
 
 def test_what_a_decoder_is_pretrained_to_depends_on_the_seed_alone(scenes, monkeypatch):
     """Its dropout, too: what was drawn before it in the same process changes nothing."""
-    monkeypatch.setattr("mmkit.strategies.start.cached", lambda key, compute: compute())
+    monkeypatch.setattr("mmkit.pretraining.pool.cached", lambda key, compute: compute())
     made, heads = Captioning(scenes, dim=16, dropout=0.4), []
     for drawn in (0, 3):
         torch.manual_seed(drawn)
