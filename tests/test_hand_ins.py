@@ -275,7 +275,18 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path):
 
 REMARKS = {
     "import subprocess as s\ns.run(['x'])": "starts processes (subprocess)",
-    "setattr(Mine, '__eq__', f)": "makes comparisons of its own (__eq__)",
+    "Mine.__eq__ = f": "makes comparisons of its own (__eq__)",
+    "setattr(np, 'allclose', f)": "changes a module (setattr)",
+    "np.__dict__['allclose'] = f": "changes a module (__dict__)",
+    "np.allclose.__code__ = f": "changes a module (__code__)",
+    "from unittest import mock": "changes a module (mock)",
+    "import sys\nsys.modules['numpy'] = f": "reaches into Python (sys.modules)",
+    "globals()['np'] = f": "reaches into Python (globals)",
+    "class np:\n    allclose = f": "gives names that checks use another meaning (np)",
+    "np = f": "gives names that checks use another meaning (np)",
+    "import mine as np": "gives names that checks use another meaning (np)",
+    "def mine():\n    global np\n    np = f": "gives names that checks use another meaning (np)",
+    "def np():\n    return f": "gives names that checks use another meaning (np)",
     "import gc": "reaches into Python (gc)",
     "text = 'see ../source/x'": "looks at files (open)",
     "%system ls": "starts processes (system)",
@@ -288,6 +299,13 @@ REMARKS = {
 def test_a_grader_is_told_where_to_look(source):
     cells = [*NOTEBOOK["cells"], code("mine", textwrap.dedent(source))]
     assert hand_ins.remarks(cells, labs.assignment(NOTEBOOK)) == [f"cell 8 {REMARKS[source]}: look at it"]
+
+
+def test_names_of_a_functions_own_are_no_reason_to_look():
+    mine = (
+        "def mine(np):\n    np = [np for np in np]\n    import numpy as np\nclass A:\n    np = 1\nb = [np for np in ()]"
+    )
+    assert hand_ins.remarks([code("mine", mine)], labs.assignment(NOTEBOOK)) == []
 
 
 def test_the_words_of_a_comment_are_no_reason_to_look():

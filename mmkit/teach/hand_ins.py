@@ -21,10 +21,10 @@ OTHERS = ((b"PK", "a zip archive"), (b"<", "a web page"), (b"%PDF", "a PDF"))
 SUSPECT = {
     "changes how cells or assertions run": r"(input|ast)_transformers?\w*|get_ipython|run_cell\w*|settrace|excepthook",
     "makes comparisons of its own": r"__(eq|ne|lt|le|gt|ge|bool|instancecheck|array_ufunc|array_function)__",
-    "reaches into Python": r"builtins|__builtins__|meta_path|_getframe|currentframe|gc|ctypes|exec",
+    "reaches into Python": r"(__)?builtins(__)?|meta_path|sys\.modules|_getframe|currentframe|gc|ctypes|exec|globals",
     "starts processes": r"subprocess|Popen|fork|system|spawn\w*|setsid|multiprocessing|_exit|kill",
     "looks at files": r"open|glob|rglob|iterdir|listdir|scandir|walk|read_text|read_bytes|__file__|nbformat|sqlite3",
-    "changes a module": r"\w+ =",
+    "changes a module": r"\w+ =|setattr|delattr|__setattr__|__dict__|__code__|__globals__|__class__|mock|monkeypatch",
 }
 FILES = re.compile(r"\.ipynb|gradebook|nbgrader|/proc/|\.\./")
 
@@ -160,6 +160,7 @@ def remarks(cells: list[dict], source: Mapping) -> list[str]:
     """What in a student's own code a grader should look at: a line for each cell and reason."""
     own = {cell["id"]: views.student_source(cell["source"]) for cell in notebooks.code_cells(source)}
     modules = {name for text in own.values() for name in _imported(_nodes(text))}
+    used = _used_by_checks(source)
     found = []
     for number, cell in enumerate(cells, 1):
         identity = _identity(cell, own)
@@ -171,7 +172,40 @@ def remarks(cells: list[dict], source: Mapping) -> list[str]:
             words = sorted(word for word in new if re.fullmatch(pattern, word))
             if words:
                 found.append(f"cell {identity or number} {reason} ({', '.join(words[:3])}): look at it")
+        if names := sorted(used & set(_bound(_nodes(cell["source"])))):
+            found.append(
+                f"cell {identity or number} gives names that checks use another meaning ({names[0]}): look at it"
+            )
     return found
+
+
+def _used_by_checks(source: Mapping) -> set[str]:
+    """The names that checks read and that no answer has to define: modules, functions of Python, earlier results."""
+    used, own = set(), set()
+    for cell in notebooks.code_cells(source):
+        nodes, role = _nodes(cell["source"]), cell["metadata"]["nbgrader"]
+        if role["grade"]:
+            used |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        if role["grade"] or role["solution"]:
+            own |= set(_bound(nodes))
+    return used - own
+
+
+def _bound(nodes: list[ast.AST]) -> Iterator[str]:
+    """The names that a cell as a whole gives a meaning; not those that are a function's or a class's own."""
+    waiting = list(nodes[:1])  # the module
+    yield from (name for node in nodes if isinstance(node, ast.Global) for name in node.names)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        if not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            waiting += ast.iter_child_nodes(node)
 
 
 def _words(source: str, modules: set[str]) -> Iterator[str]:
@@ -183,6 +217,8 @@ def _words(source: str, modules: set[str]) -> Iterator[str]:
         for word in (getattr(node, name, None) for name in ("id", "attr", "name", "module", "value")):
             if isinstance(word, str):
                 yield from [*word.split("."), "open"] if FILES.search(word) else word.split(".")
+        if isinstance(node, ast.Attribute) and node.attr == "modules" and ast.unparse(node.value) == "sys":
+            yield "sys.modules"
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             if isinstance(node.value, ast.Name) and node.value.id in modules:
                 yield f"{node.value.id} ="
