@@ -9,20 +9,23 @@ from IPython.display import Markdown, display
 import mmkit
 from mmkit import stats
 from mmkit.repro import chooser, paths, recorded, records
-from mmkit.repro.claims import aligned_terms
-from mmkit.repro.report import arm_points, conditions
-from mmkit.strategies import Budget, fit, suited
+from mmkit.repro.matching import aligned_terms
+from mmkit.strategies import ARMS, Budget, Encoders, fit, suited
 from mmkit.tasks import task
 from mmkit.teach import plots
+from mmkit.tuning import nested
 
 # %% parameters
 data: str = "scenes"  # data set: scenes, flickr8k, or one of your own (photos with captions)
 cases: list[str] = ["complex"]  # which cases to run, by name; other data has one, "retrieval"
 arms: list[str] = []  # strategies to compare; empty takes each case's own
+pretraining: str = "labels"  # what pretrained encoders learn from: see the table below
+pool: int = 0  # how many entries of a modality's pool they learn from; 0 takes all
+pretraining_steps: int = 0  # their steps; 0 takes the table's
 pairs: int = 0  # labelled pairs; 0 takes each case's own (other data: all of them)
-epochs: int = 20  # passes over the pairs
+epochs: int = 0  # passes over the pairs; 0 takes each case's own
 fusion: str = "concat"  # how answering joins the modalities: concat, product or cross_attention
-lr: float = 0.0  # learning rate of every arm; 0 takes each arm's tuned one
+lr: float = 0.004  # learning rate of every arm; 0 searches it in every run, as the plans do
 limit: int = 0  # score only the first so many items of each split; 0 scores all
 seed: int = 0  # decides pairs, order, first weights and masks
 published: str = "head_to_head"  # plan whose published records are read; empty: this run alone
@@ -31,36 +34,48 @@ published: str = "head_to_head"  # plan whose published records are read; empty:
 MAIN, LATE = ["scratch", "holistic", "frozen", "component"], ["ensemble_single"]
 OWN = ["joint_plus_unimodal"]
 CONTROLS = ["best_single", "shuffled_pairs", "blank_image", "blank_text"]
-IMAGE_HEAVY, NARROW = {"both": 0.0, "image_share": 0.9}, {"both": 0.0, "broad": False}
-CASES = {  # name: task, pairs, arms, knobs of the data
-    "base": ("answering", 256, [*MAIN, "lp_ft", *OWN, *LATE], {"both": 0.5}),
-    "simple": ("answering", 256, [*MAIN, *LATE], {"both": 0.0}),
-    "simple, few labels": ("answering", 64, [*MAIN, *LATE], {"both": 0.0}),
-    "complex": ("answering", 512, [*MAIN, *LATE], {"both": 1.0}),
-    "image-heavy": ("answering", 256, [*MAIN, *OWN, *LATE], IMAGE_HEAVY),
-    "retrieval": ("retrieval", 256, MAIN, {}),
-    "controls": ("answering", 256, CONTROLS, {"both": 0.5}),
-    "broad pools": ("answering", 256, [*MAIN[1:], "lp_ft"], {"both": 0.0}),
-    "narrow pools": ("answering", 256, [*MAIN[1:], "lp_ft"], NARROW),
+NARROW = {"both": 0.0, "broad": False}
+CASES = {  # name: task, pairs, passes over them, arms, knobs of the data
+    "complex": ("answering", 512, 20, MAIN, {"both": 1.0}),
+    "simple": ("answering", 256, 20, [*MAIN, *LATE], {"both": 0.0}),
+    "simple, few labels": ("answering", 64, 80, MAIN, {"both": 0.0}),
+    "retrieval": ("retrieval", 256, 20, MAIN, {}),
+    "complex, 80 passes": ("answering", 512, 80, ["scratch"], {"both": 1.0}),
+    "complex, more pairs": ("answering", 2012, 20, ["scratch"], {"both": 1.0}),
+    "controls": ("answering", 256, 20, CONTROLS, {"both": 0.5}),
+    "broad pools": ("answering", 256, 20, [*MAIN[1:], "lp_ft"], {"both": 0.0}),
+    "narrow pools": ("answering", 256, 20, [*MAIN[1:], "lp_ft"], NARROW),
 }
 SHARES = {f"share {both:g}": both for both in (0.0, 0.25, 0.5, 0.75, 1.0)}
 for name, both in SHARES.items():
-    CASES[name] = ("answering", 512, ["scratch", *OWN, *LATE], {"both": both})
+    CASES[name] = ("answering", 512, 80, ["scratch", *OWN, *LATE], {"both": both})
 
 # %% chosen
+SEEN = {"image": ("label_shape", "label_landmark", "label_ground")}
+TOLD = ("heading", "arrow", "shape", "landmark", "size", "relation", "ground")
+TOLD = tuple(f"label_{name}" for name in TOLD)
+BY_LABELS = {"objective": {"image": "supervised", "text": "supervised"}, "steps": 400}
+PRETRAINING = {  # name: options of `Encoders`
+    "labels": BY_LABELS,
+    "other labels": {**BY_LABELS, "labels": SEEN},
+    "all labels": {**BY_LABELS, "labels": {"image": TOLD, "text": TOLD}},
+    "reconstruction": {"steps": 600},
+    "contrast": {"objective": {"image": "contrast"}, "steps": 600},
+}
+SPLITS = {"": "test", "ood_composition/": "new compositions", "ood_style/": "shifted style"}
 chosen = list(cases)
 if data != "scenes":
-    CASES, chosen = {"retrieval": ("retrieval", 10**9, MAIN, {})}, ["retrieval"]
-if set(chosen) - set(CASES):
-    strangers = ", ".join(sorted(set(chosen) - set(CASES)))
-    raise mmkit.MmkitError(f"no case {strangers}: there are {', '.join(CASES)}")
+    CASES, chosen = {"retrieval": ("retrieval", 10**9, 20, MAIN, {})}, ["retrieval"]
+for kind, asked, known in (("case", chosen, CASES), ("pretraining", [pretraining], PRETRAINING)):
+    if strangers := ", ".join(sorted(set(asked) - set(known))):
+        raise mmkit.MmkitError(f"no {kind} {strangers}: there are {', '.join(known)}")
 print(f"{len(chosen)} of {len(CASES)} cases on {data}: {'; '.join(chosen)}")
 
 # %% guess
-guess = {"same pairs": "component", "same compute": "scratch"}
+guess = {"test": "component", "shifted style": "frozen"}
 
 # %% guess-check
-assert set(guess) == {"same pairs", "same compute"}, f"answer both questions, got {guess}"
+assert set(guess) == {"test", "shifted style"}, f"answer both questions, got {guess}"
 assert set(guess.values()) <= set(MAIN), f"name one of {MAIN} for each, got {guess}"
 print(f"noted: {guess}")
 
@@ -69,8 +84,8 @@ PHOTOS = {"dim": 512, "hidden": 1024, "dropout": 0.2, "norm": "batch"}  # for gi
 
 
 def open_case(name):
-    """The task of a case, how many pairs it has, its arms, and what its records say of it."""
-    kind, count, members, knobs = CASES[name]
+    """The task of a case, its budget, its arms, and what its records say of it."""
+    kind, count, passes, members, knobs = CASES[name]
     dataset = mmkit.load(data, **knobs)
     about, options = {"case": name}, PHOTOS if dataset.images.shape[1] >= 96 else {}
     if data == "scenes":
@@ -78,25 +93,44 @@ def open_case(name):
     if kind == "answering":
         about["fusion"], options = fusion, {"fusion": fusion}
     count = pairs or min(count, dataset.splits["train"])
-    return task(kind, dataset, limit=limit or None, **options), count, arms or members, about
+    problem = task(kind, dataset, limit=limit or None, **options)
+    return problem, Budget(count, epochs or passes), arms or members, about
+
+
+def levels(problem, both):
+    """What guessing, and a model that never joins the modalities, and an oracle reach."""
+    if problem.name != "answering":
+        return {}
+    known = {"chance": 1 / len(problem.classes), "oracle": 1.0}
+    known |= {"alone": 1 - 0.75 * both} if both else {}
+    return {split + "accuracy": known for split in SPLITS}
 
 # %% compare
 def run(arm, problem, budget, **about):
     """Train one arm with the encoders that suit the data, and keep its scores and cost."""
-    encoders = suited(problem.dataset, arm)
-    options = {"lr": lr or None, "batch": 512 if encoders.flip else 64}
-    result = fit(arm, problem, budget=budget, seed=seed, encoders=encoders, **options)
-    mmkit.record(result, epochs=budget.epochs, **about)
+    encoders, how = suited(problem.dataset, arm), "none"
+    if getattr(ARMS.get(arm), "start", "random") != "random" and not encoders.real:
+        kind = PRETRAINING[pretraining]
+        encoders, how = Encoders(size=encoders.size, pool=pool or None, **kind), pretraining
+        if pretraining_steps:
+            encoders = Encoders(**encoders.settings() | {"steps": pretraining_steps})
+        about |= {"pool": pool, "pretraining_steps": encoders.steps}
+    options = {"encoders": encoders, "batch": 512 if encoders.flip else 64, "seed": seed}
+    search = nested if lr == 0 else fit
+    options |= {} if lr == 0 else {"lr": lr}
+    result = search(arm, problem, budget=budget, **options)
+    known = levels(problem, about.get("both"))
+    mmkit.record(result, levels=known, epochs=budget.epochs, pretraining=how, **about)
     return result
 
 # %% runs
 for name in chosen:
-    problem, count, members, about = open_case(name)
+    problem, budget, members, about = open_case(name)
     done = {}
     for arm in members:
-        done[arm] = run(arm, problem, Budget(count, epochs), compute="own", **about)
+        done[arm] = run(arm, problem, budget, compute="own", **about)
     if name == "complex" and {"scratch", "component"} <= set(done):
-        equal = Budget(count, epochs, flops=done["component"].cost.flops)
+        equal = Budget(budget.pairs, budget.epochs, flops=done["component"].cost.flops)
         run("scratch", problem, equal, compute="as component", **about)
 mine = recorded()
 print(f"{len(mine)} runs recorded")
@@ -129,115 +163,79 @@ origin = "published records" if evidence else "no published records, so this run
 print(f"{origin}: {len(source)} results, {len(seeds)} seeds")
 
 # %% figure-helpers
-def row_of(arm, compute):
-    """The name of a figure's row: `scratch+` is scratch with component's compute."""
-    return arm if compute == "own" else f"{arm}+"
+MATTERS = 0.02  # the smallest difference that matters
+BEHIND = ("scratch", "own")
 
 
-def case_points(results, name, split):
-    """Row -> mean, low, high of one case on one split."""
-    points = {}
-    for condition in conditions(results):
-        if condition.get("case") == name:
-            found = arm_points(results, split + METRIC[condition["task"]], condition)
-            points |= {row_of(arm, condition["compute"]): point for arm, point in found.items()}
-    return points
+def by_seed(results, case, arm, compute):
+    """The results of an arm in a case, by seed."""
+    found = {}
+    for result in results:
+        here = result.condition
+        if (here["case"], result.row["arm"], here["compute"]) == (case, arm, compute):
+            found[result.row["seed"]] = result
+    return found
 
 
-def label(row):
-    """What the figure calls a row."""
-    return "from scratch, the FLOPs of stages" if row == "scratch+" else plots.arm(row)["label"]
+def lead(results, case, row, score):
+    """The paired difference of a row to training from scratch: effect, low and high."""
+    first, second = by_seed(results, case, *row), by_seed(results, case, *BEHIND)
+    common = sorted(first.keys() & second.keys())
+    terms = [(1.0, score, None, [first[s] for s in common])]
+    terms += [(-1.0, score, None, [second[s] for s in common])]
+    return stats.t_interval(aligned_terms(terms)) if common else None
 
 # %% figure-data
-ORDER = [*CONTROLS[1:], "best_single", *LATE, *OWN, "frozen", "lp_ft", "component", "holistic"]
-ORDER += ["scratch+", "scratch"]
-there = {row_of(result.row["arm"], result.condition["compute"]) for result in source}
-SHOWN = [row for row in ORDER if row in there]
-known = {result.condition.get("case") for result in source}
-columns = [name for name in CASES if name in known]
-means = {}
+ROWS = [("frozen", "own"), ("component", "own"), ("holistic", "own")]
+ROWS += [("ensemble_single", "own"), ("scratch", "as component")]
+known = {result.condition["case"] for result in source}
+columns = [name for name in CASES if name in known and by_seed(source, name, *BEHIND)]
+leads = {}
 for name in columns:
-    found = case_points(source, name, "")
-    means[name] = {row: found[row]["mean"] for row in SHOWN if row in found}
-highest = {name: max(found, key=found.get) for name, found in means.items()}
+    metric = METRIC[CASES[name][0]]
+    for row in ROWS:
+        for split in SPLITS if data == "scenes" else [""]:
+            if by_seed(source, name, *row):
+                leads[name, row, split] = lead(source, name, row, split + metric)
+there = [row for row in ROWS if any(row == found for _, found, _ in leads)]
 
 # %% figure-panel
-def panel(axis, name, split, alpha):
-    """One case on one split: a mark and its interval for each row, a ring for this run."""
-    points, ring = case_points(source, name, split), case_points(mine, name, split)
-    for y, row in enumerate(SHOWN):
-        look = plots.arm(row.rstrip("+")) | {"label": None, "alpha": alpha}
-        if row in points:
-            p = points[row]
-            error = [[p["mean"] - p["low"]], [p["high"] - p["mean"]]] if len(seeds) > 1 else None
-            axis.errorbar(p["mean"], y, xerr=error, **look)
-        if row in ring:
-            axis.plot(ring[row]["mean"], y, "o", ms=10, fillstyle="none", color="0.4", alpha=alpha)
-    axis.set(title=name, xlim=(0, 1.03), xlabel="R@1" if name == "retrieval" else "accuracy")
-    axis.set_yticks(range(len(SHOWN)), map(label, SHOWN))
+def label(row):
+    """What the figure calls a row."""
+    arm, compute = row
+    return plots.arm(arm)["label"] if compute == "own" else "from scratch, equal compute"
+
+
+LOOKS = {"": ("o", 1.0), "ood_composition/": ("D", 0.55), "ood_style/": ("s", 0.3)}
+
+
+def panel(axis, name):
+    """One case: the lead of each row over training from scratch, a mark for each split."""
+    axis.axvspan(-MATTERS, MATTERS, color="0.9", lw=0)
+    axis.axvline(0, color="0.5", lw=0.8)
+    for height, row in enumerate(there):
+        for step, (split, (marker, alpha)) in enumerate(LOOKS.items()):
+            if (name, row, split) in leads:
+                effect, low, high = leads[name, row, split]
+                y, error = height - 0.22 * step + 0.22, [[effect - low], [high - effect]]
+                look = {"color": plots.arm(row[0])["color"], "marker": marker, "alpha": alpha}
+                axis.errorbar(effect, y, xerr=error if len(seeds) > 1 else None, **look)
+    own = by_seed(source, name, *BEHIND).values()
+    mean = sum(result.row["scores"][METRIC[CASES[name][0]]] for result in own) / len(own)
+    axis.set(title=f"{name}\nfrom scratch: {mean:.2f}", xlabel="difference to from scratch")
+    axis.set_yticks(range(len(there)), map(label, there))
 
 # %% figure
-across = min(3, len(columns))
-down = -(-len(columns) // across)
-alt = f"A panel for each of {', '.join(columns)}: test score of each arm, {len(seeds)} seed(s)."
-best = [f"{name}: {label(row)} ({means[name][row]:.2f})" for name, row in highest.items()]
-caption = f"Highest mean, which need not be told apart from the next: {'; '.join(best)}."
-shape = {"squeeze": False, "sharey": True, "width": 3 * across + 2.4, "height": 0.5 + 2.8 * down}
-with plots.figure(down, across, alt=alt, caption=caption, **shape) as axes:
+said = []
+for name in columns:
+    points = [f"{label(row)} {leads[name, row, ''][0]:+.2f}" for row in there if (name, row, "") in leads]
+    said.append(f"{name}: {', '.join(points)}")
+alt = f"Paired difference to training from scratch, {len(seeds)} seed(s). {'; '.join(said)}."
+caption = "Circles: test. Diamonds: new compositions. Squares: shifted style. Grey: too small to matter."
+shape = {"squeeze": False, "sharey": True, "width": 3.4 * len(columns) + 2.4, "height": 3.6}
+with plots.figure(1, len(columns), alt=alt, caption=caption, **shape) as axes:
     for axis, name in zip(axes.flat, columns):
-        panel(axis, name, "", 1.0)
-        if data == "scenes":
-            panel(axis, name, "ood_style/", 0.35)
-    for axis in axes.flat[len(columns) :]:
-        axis.set_axis_off()
-
-# %% lead
-def lead(results, arm, behind="ensemble_single"):
-    """The paired difference of two arms' accuracies over common seeds, with its interval."""
-    first, second = {}, {}
-    for result in results:
-        for name, found in ((arm, first), (behind, second)):
-            if result.row["arm"] == name:
-                found[result.row["seed"]] = result
-    common = sorted(first.keys() & second.keys())
-    if len(common) < 2:
-        return None
-    terms = [(1.0, "accuracy", None, [first[s] for s in common])]
-    terms += [(-1.0, "accuracy", None, [second[s] for s in common])]
-    return stats.paired_bootstrap(aligned_terms(terms))
-
-# %% shares
-place = paths.notebooks() / "records" / "shares"
-turned = records.read(place) if published and data == "scenes" and place.exists() else mine
-leads, heights = {arm: {} for arm in ("scratch", *OWN)}, {}
-for name, both in SHARES.items():
-    results = [result for result in turned if result.condition.get("case") == name]
-    for arm, found in leads.items():
-        if estimate := lead(results, arm):
-            found[both], heights[both] = estimate, case_points(turned, name, "")
-if not heights:
-    print("No records of the knob over several seeds: run `mmkit reproduce shares`.")
-
-# %% shares-figure
-never = {both: 1 - 0.75 * both for both in heights}
-above = [f"{both:g}" for both in heights if heights[both]["scratch"]["low"] > never[both]]
-alt = "Accuracy of late fusion and of joint training against the share of answers that need both."
-caption = f"Training from scratch lies above the dashed line at a share of {', '.join(above)}."
-if heights:
-    with plots.figure(width=6.5, height=3.6, alt=alt, caption=caption) as axes:
-        for arm, shift in ((*LATE, -0.012), ("scratch", 0.0), (*OWN, 0.012)):
-            found = [heights[both][arm] for both in heights]
-            errors = [[p["mean"] - p["low"] for p in found], [p["high"] - p["mean"] for p in found]]
-            x, y = [both + shift for both in heights], [p["mean"] for p in found]
-            axes.errorbar(x, y, yerr=errors, linestyle="-", **plots.arm(arm))
-        axes.plot(list(never), list(never.values()), "k--", linewidth=1, label="never turns")
-        axes.set(xlabel="share of answers that need both modalities", ylabel="accuracy")
-        axes.set(xticks=list(heights), ylim=(0, 1.03))
-        axes.legend(loc="lower left", fontsize=8)
-    for arm, found in leads.items():
-        for both, e in found.items():
-            lead_said = f"{e.effect:+.2f} [{e.low:+.2f}, {e.high:+.2f}]"
-            print(f"{plots.arm(arm)['label']}, lead over late fusion at {both:g}: {lead_said}")
+        panel(axis, name)
 
 # %% chooser
 def advise(pairs=256, both=0.5, image_share=0.5, shifted=False):
@@ -292,20 +290,21 @@ if {"component", "scratch"} <= set(done):
     print(f"cheaper from task {pays_off(once, a_task, without)} on")
 
 # %% findings
-for name, found in means.items():
-    low, top = min(found, key=found.get), highest[name]
-    said = f"highest “{label(top)}” ({found[top]:.2f}), lowest “{label(low)}” ({found[low]:.2f})"
-    under = case_points(source, name, "ood_style/")
-    if under:
-        said += f"; under shifted style “{label(max(under, key=lambda row: under[row]['mean']))}”"
-    print(f"{name}: {said}")
-ranked = table.xs("own", level="compute")["test"]
-if "complex" in chosen and not arms:
-    late, joint = ranked["complex", "ensemble_single"], ranked["complex", "scratch"]
-    print(f"complex, this run: late fusion {late:.2f}, from scratch {joint:.2f}; a guess 0.25")
-if regret is not None and len(regret):
-    mean, worst = regret["regret"].mean(), regret["regret"].max()
-    print(f"chooser, each case left out once: mean regret {mean:.3f}, worst {worst:.3f}")
+for name in columns:
+    for split, words in SPLITS.items():
+        ahead, behind, open_ = [], [], []
+        for row in there:
+            effect, low, high = leads.get((name, row, split), (0.0, 0.0, 0.0))
+            if low > MATTERS or high < -MATTERS:
+                (ahead if low > 0 else behind).append(f"{label(row)} ({effect:+.2f})")
+            elif (name, row, split) in leads:
+                open_.append(label(row))
+        lines = [f"ahead of from scratch: {', '.join(ahead) or 'nothing'}"]
+        lines += [f"behind: {', '.join(behind)}"] if behind else []
+        lines += [f"no difference that surely matters: {', '.join(open_)}"] if open_ else []
+        if len(seeds) > 5 and any(key[0] == name and key[2] == split for key in leads):
+            print(f"{name}, {words}: {'; '.join(lines)}")
+print(f"you guessed {guess}; this run is one seed, {origin}")
 
 # %% findings-exact
 shares_only = bool(table["test"].between(0, 1).all())
