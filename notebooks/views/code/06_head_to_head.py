@@ -188,8 +188,7 @@ def lead(results, case, row, score):
 # %% figure-data
 ROWS = [("frozen", "own"), ("component", "own"), ("holistic", "own")]
 ROWS += [("ensemble_single", "own"), ("scratch", "as component")]
-known = {result.condition["case"] for result in source}
-columns = [name for name in CASES if name in known and by_seed(source, name, *BEHIND)]
+columns = [name for name in CASES if by_seed(source, name, *BEHIND)]
 leads = {}
 for name in columns:
     metric = METRIC[CASES[name][0]]
@@ -222,39 +221,42 @@ def panel(axis, name):
                 axis.errorbar(effect, y, xerr=error if len(seeds) > 1 else None, **look)
     own = by_seed(source, name, *BEHIND).values()
     mean = sum(result.row["scores"][METRIC[CASES[name][0]]] for result in own) / len(own)
-    axis.set(title=f"{name}\nfrom scratch: {mean:.2f}", xlabel="difference to from scratch")
+    axis.set(title=f"{name}: {CASES[name][1]} pairs\nfrom scratch: {mean:.2f}", xlabel="difference")
     axis.set_yticks(range(len(there)), map(label, there))
 
 # %% figure
 said = []
 for name in columns:
-    points = [f"{label(row)} {leads[name, row, ''][0]:+.2f}" for row in there if (name, row, "") in leads]
+    shown = [row for row in there if (name, row, "") in leads]
+    points = [f"{label(row)} {leads[name, row, ''][0]:+.2f}" for row in shown]
     said.append(f"{name}: {', '.join(points)}")
 alt = f"Paired difference to training from scratch, {len(seeds)} seed(s). {'; '.join(said)}."
-caption = "Circles: test. Diamonds: new compositions. Squares: shifted style. Grey: too small to matter."
+caption = "Circles: test; diamonds: new compositions; squares: shifted style; grey: too small."
 shape = {"squeeze": False, "sharey": True, "width": 3.4 * len(columns) + 2.4, "height": 3.6}
 with plots.figure(1, len(columns), alt=alt, caption=caption, **shape) as axes:
     for axis, name in zip(axes.flat, columns):
         panel(axis, name)
 
 # %% chooser
-def advise(pairs=256, both=0.5, image_share=0.5, shifted=False):
+more = paths.notebooks() / "records" / "labels"  # the same at other numbers of pairs
+advice = [*source, *(records.read(more) if evidence and more.exists() else [])]
+
+
+def advise(pairs=512, both=1.0, shifted=False):
     """The advice for one case, as a line of text."""
     score = "ood_style/accuracy" if shifted else "accuracy"
-    case = {"pairs": pairs, "both": both, "image_share": image_share}
-    return str(chooser.choose(source, score=score, **case))
+    return str(chooser.choose(advice, score=score, pairs=pairs, both=both))
 
 
 def show_advice(**case):
     display(Markdown(advise(**case)))
 
-
+# %% chooser-sliders
 can_advise = len(seeds) > 1 and any(result.row["task"] == "answering" for result in source)
 if can_advise:
     sliders = {
-        "pairs": widgets.SelectionSlider(options=[32, 64, 128, 256, 512, 1024], value=256),
-        "both": widgets.FloatSlider(0.5, min=0, max=1, step=0.25),
-        "image_share": widgets.FloatSlider(0.5, min=0.1, max=0.9, step=0.1),
+        "pairs": widgets.SelectionSlider(options=[32, 64, 128, 256, 512, 1024], value=512),
+        "both": widgets.FloatSlider(1.0, min=0, max=1, step=0.25),
         "shifted": widgets.Checkbox(False),
     }
     for name, slider in sliders.items():
@@ -264,9 +266,10 @@ if can_advise:
 # %% chooser-static
 regret = None
 if can_advise:
-    for case in chooser.cases(source, task="answering"):
-        print(advise(**case))
-    regret = pd.DataFrame(chooser.regrets(source))
+    for case in chooser.cases(advice, task="answering"):
+        known = {"pairs": case["pairs"], "both": case["both"]}
+        print(f"{advise(**known)}\n   under a shifted style: {advise(**known, shifted=True)}")
+    regret = pd.DataFrame(chooser.regrets(advice))
     display(regret.round(3))
 else:
     print("The chooser needs records of several seeds: run `mmkit reproduce`.")
@@ -292,17 +295,16 @@ if {"component", "scratch"} <= set(done):
 # %% findings
 for name in columns:
     for split, words in SPLITS.items():
-        ahead, behind, open_ = [], [], []
+        ahead, behind, close = [], [], []
         for row in there:
             effect, low, high = leads.get((name, row, split), (0.0, 0.0, 0.0))
-            if low > MATTERS or high < -MATTERS:
-                (ahead if low > 0 else behind).append(f"{label(row)} ({effect:+.2f})")
-            elif (name, row, split) in leads:
-                open_.append(label(row))
+            beyond = low > MATTERS or high < -MATTERS
+            group = close if not beyond else ahead if low > 0 else behind
+            group += [f"{label(row)} ({effect:+.2f})"] if (name, row, split) in leads else []
         lines = [f"ahead of from scratch: {', '.join(ahead) or 'nothing'}"]
-        lines += [f"behind: {', '.join(behind)}"] if behind else []
-        lines += [f"no difference that surely matters: {', '.join(open_)}"] if open_ else []
-        if len(seeds) > 5 and any(key[0] == name and key[2] == split for key in leads):
+        lines += [f"behind it: {', '.join(behind)}"] if behind else []
+        lines += [f"no difference that surely matters: {', '.join(close)}"] if close else []
+        if len(seeds) > 5:
             print(f"{name}, {words}: {'; '.join(lines)}")
 print(f"you guessed {guess}; this run is one seed, {origin}")
 
