@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from datetime import UTC, datetime
 from statistics import mean
 
 import pytest
@@ -21,8 +22,8 @@ ARMS = set(
     probe_paired probe_random scratch shuffled_pairs text_only wise_ft""".split()
 )
 CONDITIONS = set(
-    """alpha batch both case compute decoder epochs fusion image_share labels objective pairs pools precision study
-    temperature words""".split()
+    """alpha batch both case compute decoder epochs fusion image_share labels objective pairs pool pools precision
+    pretraining pretraining_steps study temperature words""".split()
 )
 SPLITS = {"", "blank_image", "blank_text", "shuffled_text", "ood_composition", "ood_hospital", "ood_style"}
 METRICS = set(
@@ -108,9 +109,31 @@ def test_a_published_plan_is_whole_and_its_claims_are_those_declared(folder):
     assert [claims.Claim.model_validate(claim) for claim in ran] == stand, "a claim changed after its runs: run again"
     told = "; ".join(history(batch.manifest).values()).split("; ")
     late = [part for part in told if part.startswith(("declared", "terms changed")) and "after its first run" in part]
-    assert not late, "a claim, or what it tests, was written after a run of it: declare another"
+    began = f"{datetime.fromisoformat(batch.manifest['started']).astimezone(UTC):%Y-%m-%d %H:%M}"
+    late = [part for part in late if part.partition(" on ")[2] > began]  # before it, the seeds have to be fresh: below
+    assert not late, "a claim, or what it tests, was written after this run of it: declare another"
     for verdict in report.verdicts(batch):
         assert verdict.verdict != "not evidence" and len(verdict.seeds) >= claims.FEWEST_SEEDS
+
+
+ARCHIVED = sorted((ROOT / "notebooks" / "records" / "archive").glob("*/plan.json"))
+
+
+@pytest.mark.parametrize("path", ARCHIVED, ids=lambda path: path.parent.name)
+def test_a_claim_that_was_declared_anew_was_run_on_fresh_seeds(path):
+    """Whoever changes what a claim tests has seen its runs: the new verdict comes from seeds that none of them used."""
+    old = json.loads(path.read_text(encoding="utf-8"))
+    tested = {claim["id"]: [claim["terms"], claim["smallest_effect"], claim["direction"]] for claim in old["claims"]}
+    used = {row["seed"] for row in map(json.loads, path.with_name("results.jsonl").read_text("utf-8").splitlines())}
+    again = 0
+    for folder in RECORDS:
+        for claim in batches.manifest(folder)["claims"]:
+            now = [claim["terms"], claim["smallest_effect"], claim["direction"]]
+            if tested.get(claim["id"], now) != now:
+                again += 1
+                seeds = {json.loads(line)["seed"] for line in (folder / "results.jsonl").open(encoding="utf-8")}
+                assert not seeds & used, f"{claim['id']} was declared anew and run on seeds of its first run"
+    assert again, "an archived plan whose claims did not change need not be archived"
 
 
 def test_it_is_said_which_code_made_each_published_record(record_property):
