@@ -34,17 +34,18 @@ published: str = "head_to_head"  # plan whose published records are read; empty:
 MAIN, LATE = ["scratch", "holistic", "frozen", "component"], ["ensemble_single"]
 OWN = ["joint_plus_unimodal"]
 CONTROLS = ["best_single", "shuffled_pairs", "blank_image", "blank_text"]
-NARROW = {"both": 0.0, "broad": False}
 CASES = {  # name: task, pairs, passes over them, arms, knobs of the data
     "complex": ("answering", 512, 20, MAIN, {"both": 1.0}),
     "simple": ("answering", 256, 20, [*MAIN, *LATE], {"both": 0.0}),
     "simple, few labels": ("answering", 64, 80, MAIN, {"both": 0.0}),
+    "base": ("answering", 256, 20, [*MAIN, "lp_ft", *OWN, *LATE], {"both": 0.5}),
+    "image-heavy": ("answering", 256, 20, [*MAIN, *OWN, *LATE], {"both": 0.0, "image_share": 0.9}),
     "retrieval": ("retrieval", 256, 20, MAIN, {}),
     "complex, 80 passes": ("answering", 512, 80, ["scratch"], {"both": 1.0}),
     "complex, more pairs": ("answering", 2012, 20, ["scratch"], {"both": 1.0}),
     "controls": ("answering", 256, 20, CONTROLS, {"both": 0.5}),
     "broad pools": ("answering", 256, 20, [*MAIN[1:], "lp_ft"], {"both": 0.0}),
-    "narrow pools": ("answering", 256, 20, [*MAIN[1:], "lp_ft"], NARROW),
+    "narrow pools": ("answering", 256, 20, [*MAIN[1:], "lp_ft"], {"both": 0.0, "broad": False}),
 }
 SHARES = {f"share {both:g}": both for both in (0.0, 0.25, 0.5, 0.75, 1.0)}
 for name, both in SHARES.items():
@@ -233,9 +234,10 @@ for name in columns:
 alt = f"Paired difference to training from scratch, {len(seeds)} seed(s). {'; '.join(said)}."
 caption = "Circles: test; diamonds: new compositions; squares: shifted style; grey: too small."
 shape = {"squeeze": False, "sharey": True, "width": 3.4 * len(columns) + 2.4, "height": 3.6}
-with plots.figure(1, len(columns), alt=alt, caption=caption, **shape) as axes:
-    for axis, name in zip(axes.flat, columns):
-        panel(axis, name)
+if columns:  # training from scratch was run
+    with plots.figure(1, len(columns), alt=alt, caption=caption, **shape) as axes:
+        for axis, name in zip(axes.flat, columns):
+            panel(axis, name)
 
 # %% chooser
 more = paths.notebooks() / "records" / "labels"  # the same at other numbers of pairs
@@ -264,13 +266,11 @@ if can_advise:
     display(widgets.VBox([*sliders.values(), widgets.interactive_output(show_advice, sliders)]))
 
 # %% chooser-static
-regret = None
 if can_advise:
     for case in chooser.cases(advice, task="answering"):
         known = {"pairs": case["pairs"], "both": case["both"]}
         print(f"{advise(**known)}\n   under a shifted style: {advise(**known, shifted=True)}")
-    regret = pd.DataFrame(chooser.regrets(advice))
-    display(regret.round(3))
+    display(pd.DataFrame(chooser.regrets(advice)).round(3))
 else:
     print("The chooser needs records of several seeds: run `mmkit reproduce`.")
 
