@@ -304,7 +304,7 @@ def test_the_conditions_of_notebook_06s_claims_are_cases_it_has():
     notebook records."""
     code = "\n".join(cell["source"] for cell in notebooks.code_cells(notebooks.read(notebooks.resolve("06"))))
     shares = {f"share {share:g}" for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
-    for name in ("shares", "lp_ft", "documents"):
+    for name in ("head_to_head", "pretraining", "labels", "shares", "lp_ft", "documents"):
         asked = {case for entry in PLANS[name].notebooks for case in entry.parameters["cases"]}
         wanted = {term.condition["case"] for named in JUDGED[name] for term in named.terms}
         assert wanted <= asked and all(f'"{case}"' in code or case in shares for case in asked), name
