@@ -1,44 +1,48 @@
-# How much does an encoder learn before it ever sees a pair?
+# How much does an encoder learn before it ever sees a pair, and what is that worth?
 # The code of 05_component_pretraining.ipynb with its answers, made by `mmkit labs views`; the text is in the notebook.
 
 # %% set-up
-import pandas as pd
 import torch
 from IPython.display import Markdown, display
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
 import mmkit
-from mmkit import strategies
+from mmkit import stats, strategies
 from mmkit.models import CNN, TextTransformer
-from mmkit.models.text import MASK, PAD, vocabulary
+from mmkit.models.text import vocabulary
 from mmkit.models.vision import scaled
+from mmkit.repro import claims, paths, recorded, records
+from mmkit.repro.matching import aligned_terms
 from mmkit.teach import plots
-from mmkit.training import Batch, Batches, batches, choose, encode_all, parameter_groups
+from mmkit.training import Batch, Batches, Losses, batches, encode_all, parameter_groups
 from mmkit.training import seeded, stream, train
-from mmkit.training.views import cut
 
 # %% parameters
 data: str = "scenes"  # data set: a recipe or one of your own
 both: float = 1.0  # scenes only: share of answers that need both modalities
-pool: int = 1500  # scenes only: images without texts, and as many items with texts and no image
+pool: int = 3000  # scenes only: images without texts, and as many texts without images
 label: str = "label_answer"  # column of items that holds the answer
 role: str = "question"  # kind of text that goes with the image
-image_label: str = "label_heading"  # what the image alone shows, to probe for
-text_label: str = "label_turn"  # what the text alone says, to probe for
-shown: list[str] = ["arrow colour", "landmark colour", "landmark size"]  # more to probe images for
-cues: list[str] = ["(\\w+) arrow", "(?:small|large) (\\w+)", "(small|large)"]  # as captions say it
-labels: int = 256  # labelled items a probe is fitted on
-pretrain_epochs: int = 3  # passes over the pools
-pretrain_batch: int = 32  # items of a step there
-pretrain_lr: float = 0.004  # highest learning rate there
+cues: list[str] = ["label_heading", "label_beacon"]  # labels that the image encoder learns by hand
+said: list[str] = ["label_turn", "label_path"]  # labels that the text encoder learns by hand
+shown: list[str] = ["label_shape", "label_size", "label_ground"]  # more to probe images for
+kinds: list[str] = ["labels", "reconstruction"]  # pretraining of the runs by name
+steps: int = 400  # of pretraining
 pairs: int = 512  # labelled pairs for fusion and everything
-epochs: int = 30  # passes over them
-lr: float = 0.003  # highest learning rate on pairs
+epochs: int = 20  # passes over them
+lr: float = 0.004  # highest learning rate on pairs
 seed: int = 0  # one seed for pairs, order, masks and first weights, each from its own stream
+published: str = "pretraining"  # plan whose published records are read; empty: this run alone
+
+# %% guess
+CHOICES = ["30 labels", "3,000 labels", "3,000 other labels", "drew 2,400 steps"]
+guess = {"best": "3,000 labels", "lead": 0.1}
+
+# %% guess-check
+assert set(guess) == {"best", "lead"}, f"answer both questions, got {guess}"
+assert guess["best"] in CHOICES, f"{guess['best']!r} is not one of {CHOICES}"
+assert -1 <= guess["lead"] <= 1, "a lead is a share: write five points as 0.05"
 
 # %% load
 dataset = mmkit.load(data, **({"both": both, "pool": pool} if data == "scenes" else {}))
@@ -47,53 +51,37 @@ words = vocabulary(dataset, task.language)
 loader = task.loader(words)
 
 
-def new_encoders():
+def new_encoders(seed):
     """Both encoders with their first weights, which depend on the seed alone."""
     image, text = seeded(seed, "image", CNN), seeded(seed, "text", TextTransformer, len(words))
     return {"image": image, "text": text}
 
 
 pools = [name if name in dataset.splits else "train" for name in ("pool_image", "pool_text")]
-pixels, texts = dataset.pixels(dataset.rows(pools[0])), []
-for kind in sorted(dataset.texts["role"].unique()):
-    texts += dataset.texts_of(dataset.rows(pools[1]), role=kind)[0]
-encoders, ids = new_encoders(), words(texts)
-asked = [image_label.removeprefix("label_"), *shown]
-print(f"{len(pixels):,} images, {len(texts):,} texts; properties: {', '.join(asked)}")
-
-# %% guess
-guess = asked[0]
-
-# %% guess-check
-assert guess in asked, f"{guess!r} is not one of {', '.join(asked)}"
-print(f"noted: {guess}")
+pictures, others = (torch.from_numpy(dataset.rows(name)) for name in pools)
+texts, owner = dataset.texts_of(others, role=role)
+inputs = {"image": dataset.pixels(pictures), "text": words(texts)}
+items = {"image": pictures, "text": others[torch.as_tensor(owner)]}  # whose they are
+print(f"{len(inputs['image']):,} images, {len(texts):,} texts; answers: {', '.join(task.classes)}")
 
 # %% loop
-class Losses(list):
-    """A hook of the loop: it notes the loss of each step."""
+def pretrain(side, parts, objective, target=None):
+    """Some steps of an objective on a modality's pool: the loss of the first and the last."""
+    where, losses, x = f"pretraining the {side} encoder", Losses(), inputs[side]
+    rows = batches(torch.arange(len(x)), 64, stream(seed, f"{where}/order"))
+    fed = (Batch(part, {side: x[part]}, None if target is None else target[part]) for part in rows)
+    options = {"steps": steps, "lr": 0.002, "hooks": [losses], "where": where}
+    seeded(seed, f"{where}/dropout", train, parts, objective, fed, **options)
+    print(f"{side}: loss {losses.losses[0]:.2f} -> {losses.losses[-1]:.2f} in {steps} steps")
 
-    def after_step(self, state):
-        self.append(state.loss.item())
-
-
-def pretrain(modality, parts, objective, inputs):
-    """`pretrain_epochs` passes over a pool: what they cost, and the losses."""
-    order = stream(seed, f"pretraining the {modality} encoder/order")
-    rows = batches(torch.arange(len(inputs)), pretrain_batch, order)
-    fed = (Batch(part, {modality: inputs[part]}) for part in rows)
-    steps, losses = pretrain_epochs * (len(inputs) // rows.size), Losses()
-    phase, _ = train(parts, objective, fed, steps=steps, lr=pretrain_lr, hooks=[losses])
-    return phase, losses
-
-# %% pretrain-image
+# %% draw
 def hide(pixels, noise):
     """A quarter of the 8 x 8 patches turned grey."""
     hidden = torch.rand(len(pixels), 1, 8, 8, generator=noise) < 0.25
-    hidden = F.interpolate(hidden.float(), size=pixels.shape[2:], mode="nearest")
-    return pixels.masked_fill(hidden.bool(), 127)
+    return pixels.masked_fill(F.interpolate(hidden.float(), pixels.shape[2:]).bool(), 127)
 
 
-def image_loss(parts, batch, noise=stream(seed, "pretraining the image encoder/mask")):
+def draw_loss(parts, batch, noise=stream(seed, "pretraining the image encoder/mask")):
     """Equation (1)."""
     whole = batch.inputs["image"]
     drawn = parts["decoder"](parts["encoder"](hide(whole, noise)).summary)
@@ -101,216 +89,225 @@ def image_loss(parts, batch, noise=stream(seed, "pretraining the image encoder/m
 
 
 decoder = lambda: nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 3 * 16**2))
-drawing = {"encoder": encoders["image"], "decoder": seeded(seed, "image pretext", decoder)}
-phases = {"image": pretrain("image", nn.ModuleDict(drawing), image_loss, pixels)}
+drawer = new_encoders(seed)["image"]
+drawing = {"encoder": drawer, "decoder": seeded(seed, "image pretext", decoder)}
+pretrain("image", nn.ModuleDict(drawing), draw_loss)
 
-# %% pretrain-text
-def text_loss(parts, batch, noise=stream(seed, "pretraining the text encoder/mask")):
-    """Equation (2)."""
-    given = cut(batch.inputs["text"])
-    hidden = (torch.rand(given.shape, generator=noise) < 0.25) & (given != PAD)
-    hidden[:, 0] |= ~hidden.any(1)  # at least one word a text
-    tokens = parts["encoder"](given.masked_fill(hidden, MASK)).tokens
-    return F.cross_entropy(parts["to_word"](tokens[hidden]), given[hidden])
-
-
-text, to_word = encoders["text"], seeded(seed, "text pretext", nn.Linear, 64, len(words))
-filling = nn.ModuleDict({"encoder": text, "to_word": to_word})
-phases["text"] = pretrain("text", filling, text_loss, ids)
-for name, (phase, losses) in phases.items():
-    gigaflops = f"{phase.flops / 1e9:.1f} GFLOP"
-    print(f"{name}: loss {losses[0]:.2f} -> {losses[-1]:.2f} in {phase.steps} steps, {gigaflops}")
-
-# %% reconstruction-figure
-whole = dataset.pixels(dataset.rows("val")[:5])
-masked = hide(whole, stream(seed, "shown"))
-with torch.inference_mode():
-    drawn = drawing["decoder"](encoders["image"](masked).summary).view(-1, 3, 16, 16)
-lines = {"image": whole, "masked": masked, "drawn": drawn.add(1).div(2).clamp(0, 1)}
-caption = "Validation images; what the encoder sees; what the decoder draws from its summary."
-with plots.figure(3, len(whole), width=5.6, height=3.7, alt=caption, caption=caption) as axes:
-    for line, name in zip(axes, lines):
-        line[0].set_ylabel(name)
-        for axis, picture in zip(line, lines[name]):
-            axis.imshow(picture.permute(1, 2, 0))
-            axis.set(xticks=[], yticks=[])
-
-# %% masked-words
-@torch.inference_mode()
-def guesses(sentence, count=3):
-    """The likeliest words in the place of a sentence's one `[mask]`: [(word, probability)]."""
-    before, after = (words([part])[0] if part.strip() else [] for part in sentence.split("[mask]"))
-    given = torch.tensor([[*before, MASK, *after]])
-    chances, found = to_word(text(given).tokens[0, len(before)]).softmax(0).topk(count)
-    return list(zip(words.words(found), chances.tolist()))
+# %% name
+def name_loss(parts, batch):
+    """Equation (2); targets (B, K), -1 where a label is unknown."""
+    (x,) = batch.inputs.values()
+    summary, each = parts["encoder"](x).summary, zip(parts["heads"], batch.target.T)
+    losses = [F.cross_entropy(head(summary), codes, ignore_index=-1) for head, codes in each]
+    return sum(losses) / len(losses)
 
 
-for sentence in (texts[0], texts[-1]):
-    hidden = sentence.split()[len(sentence.split()) // 2]
-    broken = f" {sentence} ".replace(f" {hidden} ", " [mask] ", 1).strip()
-    likeliest = ", ".join(f"{word} {chance:.2f}" for word, chance in guesses(broken))
-    print(f"{broken}   ({hidden})\n   {likeliest}")
+encoders = new_encoders(seed)
+for side, columns in {"image": cues, "text": said}.items():
+    target = torch.stack([dataset.labels(items[side], name) for name in columns], dim=1)
+    sizes, width = [len(dataset.classes(name)) for name in columns], encoders[side].summary_dim
+    heads = lambda: nn.ModuleList(nn.Linear(width, size) for size in sizes)
+    parts = {"encoder": encoders[side], "heads": seeded(seed, f"{side} pretext", heads)}
+    pretrain(side, nn.ModuleDict(parts), name_loss, target)
 
 # %% probe
-used = torch.cat([task.rows("train"), task.rows("val")])
-in_train = torch.arange(len(used)) < len(task.rows("train"))
+rows = {"learn": task.rows("train")[:1000], "ask": task.rows("val")}  # with labels, and without
 
 
-def probe(summaries, codes, draws=5):
-    """Equation (3): validation accuracy, mean over draws of the labelled items.
-    summaries (N, S) and codes (N,), class numbers or -1 for unknown, of the items of `used`."""
-    learnt, held = (((codes >= 0) & part).nonzero()[:, 0] for part in (in_train, ~in_train))
-    right = 0.0
-    for draw in range(draws):
-        part = choose(learnt, labels, stream(seed, f"probe/{draw}"))
-        reader = make_pipeline(StandardScaler(), RidgeClassifier(alpha=10.0))
-        reader.fit(summaries[part], codes[part])
-        right += reader.score(summaries[held], codes[held])
-    return right / draws
-
-# %% codes
-def cue_codes(cue):
-    """(N,) what a pattern finds in the first caption of each item, as class numbers."""
-    captions, owner = dataset.texts_of(range(len(dataset)))
-    said = pd.Series(captions, owner).groupby(level=0).first().str.extract(cue)[0]
-    return torch.tensor(pd.Categorical(said.reindex(range(len(dataset)))).codes).long()
+def summaries(encoder, part):
+    """(N, S): what a frozen image encoder makes of some items."""
+    take = lambda some: loader.input("image", rows[part][some])
+    return encode_all(encoder, len(rows[part]), take, tokens=False).summary.double()
 
 
-def summaries(encoder, side):
-    """(N, S): what a frozen encoder makes of the items of `used`."""
-    take = lambda part: loader.input(side, used[part])
-    return encode_all(encoder, len(used), take, tokens=False).summary
+def probe(z, asked, column):
+    """Equation (3): the share of validation items whose label a linear reader finds."""
+    codes, wanted = (dataset.labels(rows[part], column) for part in ("learn", "ask"))
+    mean, spread = z.mean(0), z.std(0) + 1e-6
+    z, one_hot = (z - mean) / spread, F.one_hot(codes, len(dataset.classes(column))).double()
+    gram = z.T @ z + 10.0 * torch.eye(z.shape[1], dtype=z.dtype)
+    weights = torch.linalg.solve(gram, z.T @ (one_hot - one_hot.mean(0)))
+    found = ((asked - mean) / spread @ weights + one_hot.mean(0)).argmax(1)
+    return (found == wanted).double().mean().item()
 
 # %% probes
-properties = {asked[0]: ("image", dataset.labels(range(len(dataset)), image_label))}
-properties |= {name: ("image", cue_codes(cue)) for name, cue in zip(shown, cues)}
-name = f"{text_label.removeprefix('label_')} (text)"
-properties[name] = "text", dataset.labels(range(len(dataset)), text_label)
-seen = {}
-for side, encoder in new_encoders().items():
-    seen[side] = [summaries(each, side) for each in (encoder, encoders[side])]
-known = {}
-for name, (side, codes) in properties.items():
-    known[name] = before, after = [probe(z, codes[used]) for z in seen[side]]
-    usual = codes[codes >= 0].bincount().max() / (codes >= 0).sum()
-    print(f"{name}: untrained {before:.2f}, pretrained {after:.2f}, always the same {usual:.2f}")
+untrained = [new_encoders(1000 + other)["image"] for other in range(5)]  # the control
+made = {"untrained": untrained, "learnt to draw": [drawer], "learnt labels": [encoders["image"]]}
+columns, known = [cues[0], *shown], {}
+names = [column.removeprefix("label_") for column in columns]
+for how, several in made.items():
+    seen = [[summaries(encoder, part) for part in rows] for encoder in several]
+    known[how] = [round(100 * sum(probe(*z, c) for z in seen) / len(seen), 1) for c in columns]
+    print(f"{how}:", ", ".join(f"{name} {one} %" for name, one in zip(names, known[how])))
+
+# %% probes-figure
+caption = "What a linear reader finds in frozen image encoders. Bars: chance. One seed."
+floor = [100 / len(dataset.classes(column)) for column in columns]
+with plots.figure(width=7, height=2.5, alt=f"{caption} {known}", caption=caption) as axis:
+    for how, marker, colour in zip(made, "os^", (plots.GREY, plots.ORANGE, plots.BLUE)):
+        axis.plot(known[how], names, marker, color=colour, label=how, markersize=9)
+    axis.plot(floor, names, "|", color="black", markersize=16)
+    axis.set(xlim=(0, 104), xlabel="read by a linear probe (%)")
+    axis.invert_yaxis()
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 # %% train-stages
 accuracy = lambda model: task.scores(model, loader, task.rows("val"))["accuracy"].value
 model = task.build(encoders, seed=seed)
-paired = batches(strategies.pairs(task, pairs, seed), 64, stream(seed, "order"))
-fed, by_hand = Batches(loader, paired, stream(seed, "texts")), []
+paired, by_hand = batches(strategies.pairs(task, pairs, seed), 64, stream(seed, "order")), []
+fed = Batches(loader, paired, stream(seed, "texts"))
 for stage in strategies.ARMS["component"].stages:
     trained = parameter_groups(model, stage.groups, lr * stage.lr)  # and the rest is frozen
     count = sum(p.numel() for group in trained for p in group["params"])
-    steps = round(stage.share * epochs * (pairs // paired.size))
+    count_steps = round(stage.share * epochs * (pairs // paired.size))
     options = {"lr": lr * stage.lr, "groups": stage.groups, "validate": accuracy}
-    _, log = train(model, task.objective, fed, steps=steps, where=stage.name, **options)
-    scores = [check["validation"] for check in log]
-    by_hand += scores
-    learnt = [group.match for group in stage.groups]
-    print(f"{stage.name}: {learnt}, {count:,} parameters, accuracy {max(scores):.2f}")
+    _, log = train(model, task.objective, fed, steps=count_steps, where=stage.name, **options)
+    by_hand += [check["validation"] for check in log]
+    learnt = f"{[group.match for group in stage.groups]}, {count:,} parameters"
+    print(f"{stage.name}: {learnt}, accuracy {max(by_hand):.2f}")
 
-# %% fit
-made = strategies.Encoders(epochs=pretrain_epochs, batch=pretrain_batch, lr=pretrain_lr)
+# %% runs
+named = {"objective": {"image": "supervised", "text": "supervised"}}  # without one: to reconstruct
+splits = tuple(name for name in ("test", "ood_style") if name in dataset.splits)
 budget = strategies.Budget(pairs=pairs, epochs=epochs)
-options = {"budget": budget, "seed": seed, "lr": lr, "encoders": made, "evaluate": ("test",)}
-runs = {arm: strategies.fit(arm, task, **options) for arm in ("component", "frozen", "scratch")}
-checks = runs["component"].history
-apart = sum(abs(a - b["validation"]) for a, b in zip(by_hand, checks, strict=True)) / len(checks)
-assert apart < 0.05 or torch.cuda.is_available(), f"{len(checks)} checks differ by {apart:.3f}"
-for arm, run in runs.items():
-    parts = ", ".join(f"{name} {part.flops / 1e9:.1f}" for name, part in run.cost.phases.items())
-    print(f"{arm}: {parts}; {run.cost.flops / 1e9:.1f} GFLOP in all")
-    mmkit.record(run, both=both)
+options, runs = {"budget": budget, "seed": seed, "lr": lr, "evaluate": splits}, {}
+for arm, kind in [("scratch", "none"), *((a, k) for k in kinds for a in ("component", "frozen"))]:
+    how = strategies.Encoders(steps=steps, **(named if kind == "labels" else {}))
+    runs[arm, kind] = run = strategies.fit(arm, task, encoders=how, **options)
+    about = {} if kind == "none" else {"pool": 0, "pretraining_steps": how.steps}
+    mmkit.record(run, case="complex", compute="own", pretraining=kind, both=both, **about)
+    score, flops = run.scores["accuracy"].value, run.cost.flops / 1e9
+    print(f"{arm}, {kind}: test accuracy {score:.2f} for {flops:.0f} GFLOP in all")
+if "labels" in kinds:
+    checks = [check["validation"] for check in runs["component", "labels"].history]
+    apart = sum(abs(one - two) for one, two in zip(by_hand, checks, strict=True)) / len(checks)
+    assert apart < 0.05 or torch.cuda.is_available(), f"by hand is {apart:.3f} from by name"
 
-# %% spent
-def spent(run):
-    """At each check: compute so far in GFLOP, pretraining included, and accuracy in percent."""
-    done, x, y = 0.0, [], []
-    for name, phase in run.cost.phases.items():
-        for check in run.history:
-            if check["where"].endswith(f", {name}"):
-                x.append((done + phase.flops * check["step"] / phase.steps) / 1e9)
-                y.append(100 * check["validation"])
-        done += phase.flops
-    return x, y
+# %% published-records
+folder = paths.notebooks() / "records" / published
+evidence = records.read(folder) if published and data == "scenes" and folder.exists() else []
+source = evidence or recorded()
+seeds = sorted({result.row["seed"] for result in source})
+print("published records" if evidence else "no published records, this run alone: not evidence")
 
-
-pretraining = sum(phase.flops for phase, _ in phases.values()) / 1e9
-chance = 1 / len(task.classes)
-flops = {arm: run.cost.flops / 1e9 for arm, run in runs.items()}
-told = "; ".join(f"{name} {was:.2f} to {now:.2f}" for name, (was, now) in known.items())
-best = {arm: f"{run.settings['validation']:.2f}" for arm, run in runs.items()}
-ends = "; ".join(f"{arm} {best[arm]} for {flops[arm]:.0f} GFLOP" for arm in runs)
-
-# %% figure-tools
-def draw_probes(axis):
-    before, after = 100 * torch.tensor([*known.values()]).T
-    axis.hlines(range(len(known)), before, after, color=plots.BLUE)
-    axis.plot(before, range(len(known)), "o", color=plots.BLUE, mfc="white", label="untrained")
-    axis.plot(after, range(len(known)), "o", color=plots.BLUE, label="pretrained")
-    axis.set(xlim=(0, 104), xlabel="linear probe, validation accuracy (%)")
-    axis.set_yticks(range(len(known)), list(known))
-    axis.invert_yaxis()
-    axis.legend(loc="lower left")
+# %% figure-helpers
+NAMES = ("case", "compute", "pretraining", "pool", "pretraining_steps")
+groups = {}  # arm and condition -> seed -> result
+for result in source:
+    key = result.row["arm"], *(result.condition.get(name) for name in NAMES)
+    groups.setdefault(key, {})[result.row["seed"]] = result
+scratch = groups["scratch", "complex", "own", "none", None, None]
+SPLITS = {"accuracy": "Test", "ood_style/accuracy": "Shifted style: dark ground, other words"}
+SPLITS = {score: title for score, title in SPLITS.items() if score in source[0].row["scores"]}
 
 
-def draw_costs(axis):
-    for arm, run in runs.items():
-        axis.plot(*spent(run), **plots.arm(arm))
-    axis.axvspan(0, pretraining, color="#EFEFEF", zorder=0, label="pretraining")
-    axis.axhline(100 * chance, color=plots.GREY, linestyle="--", linewidth=1, label="chance")
-    axis.set(xlabel="training compute so far (GFLOP)", ylabel="validation accuracy (%)")
-    axis.set(xlim=(0, None), ylim=(0, 104))
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+def lead(first, score):
+    """The paired difference of some results to training from scratch: effect, low, high."""
+    common = sorted(first.keys() & scratch.keys())
+    terms = [(1.0, score, None, [first[one] for one in common])]
+    terms += [(-1.0, score, None, [scratch[one] for one in common])]
+    return stats.t_interval(aligned_terms(terms))
 
-# %% knowledge-figure
-caption = f"Left: what a linear probe with {labels} labels reads: {told}. Right: best validation "
-caption += f"accuracy on {pairs} pairs and all its compute: {ends}. Grey: pretraining. One seed."
-with plots.figure(1, 2, width=9.6, alt=f"Two panels. {caption}", caption=caption) as axes:
-    draw_probes(axes[0])
-    draw_costs(axes[1])
+# %% figure-data
+WORDS = {"labels": "{0:,} labels", "other labels": "{0:,} other labels"}
+WORDS |= {"reconstruction": "drew {1:,} steps", "contrast": "told pictures apart"}
+points, references = [], {}
+for (arm, case, compute, kind, _, steps), several in groups.items():
+    leads = {score: lead(several, score) for score in SPLITS}
+    if arm == "scratch" and case != "complex":
+        references[case.replace("complex,", "from scratch,")] = leads
+    if arm in ("component", "frozen") and compute == "own":
+        about = [result.row["settings"]["pretraining"]["image"] for result in several.values()]
+        read = sum(one["probe"].get(cues[0], 0.0) for one in about) / len(about)
+        name = WORDS[kind].format(about[0]["entries"], steps)
+        points.append({"arm": arm, "kind": kind, "name": name, "probe": 100 * read} | leads)
+points.sort(key=lambda point: point["accuracy"][0])
 
-# %% masks
-certain = "a red arrow [mask] up , left of a small green circle on plain ground ."
-open_ended = "now turn [mask] ."
+# %% panel
+COLOURS = dict(zip(WORDS, (plots.BLUE, plots.VERMILION, plots.ORANGE, plots.PURPLE)))
+SMALL = {"fontsize": 9, "color": "0.35", "va": "bottom"}
+MATTERS = dict(zip(SPLITS, claims.read_claims(["P-labels", "P-labels-style"])))
+MATTERS = {score: claim.smallest_effect for score, claim in MATTERS.items()}  # as declared
+MARKS = {"chance": floor[0], "untrained encoder": known["untrained"][0]}
 
-# %% masks-check
-top = {sentence: guesses(sentence)[0] for sentence in (certain, open_ended)}
-for sentence, (word, probability) in top.items():
-    print(f"{sentence}  ->  {word} {probability:.2f}")
-small = len(texts) * pretrain_epochs <= 10_000 or data != "scenes"  # has not learnt enough to ask
-assert small or top[certain][1] > 0.8 and top[open_ended][1] < 0.5, "one is on the wrong side"
 
-# %% break-even
-def break_even(pretraining, pairs_cost, scratch_cost):
-    """The least n >= 1 with pretraining + n * pairs_cost <= n * scratch_cost, or None."""
-    saved = scratch_cost - pairs_cost
-    return max(1, -(-pretraining // saved)) if saved > 0 else None
+def ground(axis, score):
+    """What the points of a split are to be held against."""
+    axis.axhspan(-MATTERS[score], MATTERS[score], color="0.92", lw=0)
+    for name, x in MARKS.items():
+        axis.axvline(x, color="0.6", lw=1, ls=":")
+        axis.annotate(f" {name}", (x, 0.01), xycoords=("data", "axes fraction"), **SMALL)
+    for name, leads in {"from scratch": dict.fromkeys(SPLITS, [0]), **references}.items():
+        axis.axhline(leads[score][0], color="0.3", lw=1, ls="--")
+        axis.annotate(name, (0.01, leads[score][0]), xycoords=("axes fraction", "data"), **SMALL)
+    axis.set(title=SPLITS[score], xlim=(15, 128), xlabel="heading read by a linear probe (%)")
+    axis.set_xticks(range(20, 101, 20))
 
-# %% break-even-check
-for case in [(100, 10, 35), (101, 10, 30), (7, 3, 3), (0, 1, 2), (5, 9, 3)]:
-    paid, each, scratch = case
-    right = next((n for n in range(1, 1000) if paid + n * each <= n * scratch), None)
-    assert break_even(*case) == right, f"break_even{case} is {right}"
-for arm in ("component", "frozen"):
-    cost = [pretraining, flops[arm] - pretraining, flops["scratch"]]
-    count = break_even(*(round(1e3 * gigaflops) for gigaflops in cost))
-    print(f"{arm}: tasks until the compute is earned back, whatever the accuracy: {count}")
+# %% figure-labels
+def draw_points(axis, score, gap=0.05):
+    """The lead of each kind of pretraining, with its name; names that would touch move up."""
+    placed = []
+    for point in sorted(points, key=lambda point: point[score][0]):
+        effect, low, high = point[score]
+        colour, filled = COLOURS[point["kind"]], point["arm"] == "component"
+        look = {"color": colour, "marker": "o", "ms": 9, "lw": 1.2}
+        look |= {"yerr": [[effect - low], [high - effect]]} if len(seeds) > 1 else {}
+        axis.errorbar(point["probe"], effect, mfc=colour if filled else "white", **look)
+        if filled:
+            side, name = "right" if point["probe"] < 62 else "left", f"   {point['name']}   "
+            near = [y for other, y in placed if other == side and abs(y - effect) < gap]
+            placed.append((side, max(near, default=effect - gap) + gap))
+            axis.text(point["probe"], placed[-1][1], name, color=colour, va="center", ha=side)
+
+# %% figure
+told = [f"{p['name']}, {p['arm']}: {p['probe']:.0f} %, {p['accuracy'][0]:+.2f}" for p in points]
+caption = f"Lead over training from scratch, {len(seeds)} seed(s). Grey: too small to matter."
+shape = {"width": 6 * len(SPLITS), "height": 5.2, "squeeze": False, "sharey": True}
+alt = f"{caption} Probe and lead on the test split: {'; '.join(told)}."
+with plots.figure(1, len(SPLITS), alt=alt, caption=caption, **shape) as axes:
+    for axis, score in zip(axes.flat, SPLITS):
+        ground(axis, score)
+        draw_points(axis, score)
+    axes[0, 0].set_ylabel("lead over training from scratch")
+    for fill, name in (("0.3", "then trained in stages"), ("white", "kept frozen")):
+        axes[0, 0].plot([], [], "o", color="0.3", mfc=fill, label=name)
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 0.06))
+
+# %% known-loss
+def known_loss(scores, codes):
+    """scores (B, C), codes (B,) with -1 for unknown -> mean cross-entropy of the known ones."""
+    known = codes >= 0
+    total = F.cross_entropy(scores[known], codes[known], reduction="sum")
+    return total / known.sum().clamp(min=1)
+
+# %% known-loss-check
+scores = torch.randn(6, 4, generator=stream(seed, "check"))
+for codes in ([0, 1, 2, 3, 0, 1], [0, -1, 2, -1, -1, 1], [-1, -1, -1, 3, -1, -1], [-1] * 6):
+    each = [-scores[at].log_softmax(0)[code] for at, code in enumerate(codes) if code >= 0]
+    loss, right = float(known_loss(scores, torch.tensor(codes))), sum(each) / max(1, len(each))
+    assert abs(loss - right) < 1e-5, f"codes {codes}: {right:.3f}, got {loss:.3f}"
+
+# %% pairs-for
+def pairs_for(items, labels_each, price, pair_price):
+    """How many whole pairs the labels of `items` items would pay for; prices in cents."""
+    return items * labels_each * price // pair_price
+
+# %% pairs-for-check
+for case, right in {(9, 2, 5, 10): 9, (10, 2, 5, 30): 3, (7, 1, 3, 4): 5}.items():
+    assert (got := pairs_for(*case)) == right, f"pairs_for{case} is {right}, got {got}"
+for pair_price in (10, 20):
+    bought = pairs_for(1500, 2, 10, pair_price)
+    print(f"1,500 items with 2 labels at 10 cents: {bought:,} pairs at {pair_price} cents")
 
 # %% findings
-gain = {name: after - before for name, (before, after) in known.items()}
-change = {name: f"{name} from {was:.2f} to {now:.2f}" for name, (was, now) in known.items()}
-most, least = max(gain, key=gain.get), min(gain, key=gain.get)
-score = {arm: run.scores["accuracy"].value for arm, run in runs.items()}
-reached = ", ".join(f"**{value:.2f}** ({arm})" for arm, value in score.items())
-text = f"""
-* A linear probe gains most on **{change[most]}** and least on **{change[least]}**; you guessed
-  {guess}. What the answer needs: {change[asked[0]]}, {change[[*known][-1]]}.
-* On {pairs} pairs the test accuracy is {reached}; chance is {chance:.2f}. From scratch, on the
-  same pairs, the component arm differs by **{score["component"] - score["scratch"]:+.2f}**.
-* Pretraining took **{pretraining / flops["component"]:.0%}** of the component arm's compute, which
-  in all is {flops["component"] / flops["scratch"]:.1f} times that of scratch.
-* One seed, one small world: an illustration. [06](06_head_to_head.ipynb) has intervals."""
-display(Markdown(text))
+lines, family = [], [claim for claim in claims.read_claims() if claim.family == "pretraining"]
+for found in claims.evaluate(family, evidence, declared=claims.read_claims()) if evidence else []:
+    size = "{0.effect:+.2f} [{0.low:+.2f}, {0.high:+.2f}]".format(found.estimate)
+    lines.append(f"* {found.claim.statement} **{found.verdict}**, {size}.")
+shares = ", ".join(f"{known[how][0]:.0f} % ({how})" for how in made)
+head = f"A probe reads {names[0]} in {shares} of the images of this run, one seed. "
+best = [point for point in points if point["arm"] == "component"][-1]
+if evidence:
+    head += f"Over {len(seeds)} seeds *{best['name']}* came out first of the components, by "
+    head += f"{best['accuracy'][0]:+.2f}; you guessed {guess['best']}, by {guess['lead']:+.2f}."
+display(Markdown("\n".join([head, "", *lines])))
