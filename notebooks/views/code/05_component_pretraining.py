@@ -28,7 +28,7 @@ cues: list[str] = ["label_heading", "label_beacon"]  # labels that the image enc
 said: list[str] = ["label_turn", "label_path"]  # labels that the text encoder learns by hand
 shown: list[str] = ["label_shape", "label_size", "label_ground"]  # more to probe images for
 kinds: list[str] = ["labels", "reconstruction"]  # pretraining of the runs by name
-steps: int = 400  # of pretraining
+steps: int = 200  # of pretraining
 pairs: int = 512  # labelled pairs for fusion and everything
 epochs: int = 20  # passes over them
 lr: float = 0.004  # highest learning rate on pairs
@@ -145,7 +145,7 @@ caption = "What a linear reader finds in frozen image encoders. Bars: chance. On
 floor = [100 / len(dataset.classes(column)) for column in columns]
 with plots.figure(width=7, height=2.5, alt=f"{caption} {known}", caption=caption) as axis:
     for how, marker, colour in zip(made, "os^", (plots.GREY, plots.ORANGE, plots.BLUE)):
-        axis.plot(known[how], names, marker, color=colour, label=how, markersize=9)
+        axis.plot(known[how], names, marker, color=colour, label=how, ms=10, mfc="none", mew=2)
     axis.plot(floor, names, "|", color="black", markersize=16)
     axis.set(xlim=(0, 104), xlabel="read by a linear probe (%)")
     axis.invert_yaxis()
@@ -176,8 +176,7 @@ for arm, kind in [("scratch", "none"), *((a, k) for k in kinds for a in ("compon
     runs[arm, kind] = run = strategies.fit(arm, task, encoders=how, **options)
     about = {} if kind == "none" else {"pool": 0, "pretraining_steps": how.steps}
     mmkit.record(run, case="complex", compute="own", pretraining=kind, both=both, **about)
-    score, flops = run.scores["accuracy"].value, run.cost.flops / 1e9
-    print(f"{arm}, {kind}: test accuracy {score:.2f} for {flops:.0f} GFLOP in all")
+    print(f"{arm}, {kind}: {run.scores['accuracy'].value:.2f}, {run.cost.flops / 1e9:.0f} GFLOP")
 if "labels" in kinds:
     checks = [check["validation"] for check in runs["component", "labels"].history]
     apart = sum(abs(one - two) for one, two in zip(by_hand, checks, strict=True)) / len(checks)
@@ -213,33 +212,34 @@ WORDS = {"labels": "{0:,} labels", "other labels": "{0:,} other labels"}
 WORDS |= {"reconstruction": "drew {1:,} steps", "contrast": "told pictures apart"}
 points, references = [], {}
 for (arm, case, compute, kind, _, steps), several in groups.items():
-    leads = {score: lead(several, score) for score in SPLITS}
-    if arm == "scratch" and case != "complex":
-        references[case.replace("complex,", "from scratch,")] = leads
+    if arm == "scratch" and compute == "own":
+        references[case.replace("complex", "from scratch")] = several
     if arm in ("component", "frozen") and compute == "own":
         about = [result.row["settings"]["pretraining"]["image"] for result in several.values()]
         read = sum(one["probe"].get(cues[0], 0.0) for one in about) / len(about)
         name = WORDS[kind].format(about[0]["entries"], steps)
-        points.append({"arm": arm, "kind": kind, "name": name, "probe": 100 * read} | leads)
+        point = {"arm": arm, "kind": kind, "name": name, "probe": 100 * read}
+        points.append(point | {score: lead(several, score) for score in SPLITS})
 points.sort(key=lambda point: point["accuracy"][0])
 
 # %% panel
 COLOURS = dict(zip(WORDS, (plots.BLUE, plots.VERMILION, plots.ORANGE, plots.PURPLE)))
-SMALL = {"fontsize": 9, "color": "0.35", "va": "bottom"}
+SMALL = {"fontsize": 9, "color": "0.3"}
 MATTERS = dict(zip(SPLITS, claims.read_claims(["P-labels", "P-labels-style"])))
 MATTERS = {score: claim.smallest_effect for score, claim in MATTERS.items()}  # as declared
-MARKS = {"chance": floor[0], "untrained encoder": known["untrained"][0]}
 
 
 def ground(axis, score):
     """What the points of a split are to be held against."""
     axis.axhspan(-MATTERS[score], MATTERS[score], color="0.92", lw=0)
-    for name, x in MARKS.items():
+    for name, x in (("chance", floor[0]), ("untrained encoder", known["untrained"][0])):
         axis.axvline(x, color="0.6", lw=1, ls=":")
         axis.annotate(f" {name}", (x, 0.01), xycoords=("data", "axes fraction"), **SMALL)
-    for name, leads in {"from scratch": dict.fromkeys(SPLITS, [0]), **references}.items():
-        axis.axhline(leads[score][0], color="0.3", lw=1, ls="--")
-        axis.annotate(name, (0.01, leads[score][0]), xycoords=("axes fraction", "data"), **SMALL)
+    for name, several in references.items():
+        each, y = [result.row["scores"][score] for result in several.values()], lead(several, score)
+        axis.axhline(y[0], color="0.3", lw=1, ls="--")
+        name += f": {sum(each) / len(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+        axis.annotate(name, (0.01, y[0]), None, ("axes fraction", "data"), va="top", **SMALL)
     axis.set(title=SPLITS[score], xlim=(15, 128), xlabel="heading read by a linear probe (%)")
     axis.set_xticks(range(20, 101, 20))
 
@@ -261,7 +261,7 @@ def draw_points(axis, score, gap=0.05):
 
 # %% figure
 told = [f"{p['name']}, {p['arm']}: {p['probe']:.0f} %, {p['accuracy'][0]:+.2f}" for p in points]
-caption = f"Lead over training from scratch, {len(seeds)} seed(s). Grey: too small to matter."
+caption = f"Paired lead over scratch, {len(seeds)} seed(s). Grey: too little to matter."
 shape = {"width": 6 * len(SPLITS), "height": 5.2, "squeeze": False, "sharey": True}
 alt = f"{caption} Probe and lead on the test split: {'; '.join(told)}."
 with plots.figure(1, len(SPLITS), alt=alt, caption=caption, **shape) as axes:
@@ -277,8 +277,7 @@ with plots.figure(1, len(SPLITS), alt=alt, caption=caption, **shape) as axes:
 def known_loss(scores, codes):
     """scores (B, C), codes (B,) with -1 for unknown -> mean cross-entropy of the known ones."""
     known = codes >= 0
-    total = F.cross_entropy(scores[known], codes[known], reduction="sum")
-    return total / known.sum().clamp(min=1)
+    return F.cross_entropy(scores[known], codes[known], reduction="sum") / known.sum().clamp(min=1)
 
 # %% known-loss-check
 scores = torch.randn(6, 4, generator=stream(seed, "check"))
@@ -306,8 +305,9 @@ for found in claims.evaluate(family, evidence, declared=claims.read_claims()) if
     lines.append(f"* {found.claim.statement} **{found.verdict}**, {size}.")
 shares = ", ".join(f"{known[how][0]:.0f} % ({how})" for how in made)
 head = f"A probe reads {names[0]} in {shares} of the images of this run, one seed. "
-best = [point for point in points if point["arm"] == "component"][-1]
+own = [point for point in points if point["arm"] == "component"]
 if evidence:
-    head += f"Over {len(seeds)} seeds *{best['name']}* came out first of the components, by "
-    head += f"{best['accuracy'][0]:+.2f}; you guessed {guess['best']}, by {guess['lead']:+.2f}."
+    told = [f"{p['name']} " + "{:+.2f} [{:+.2f}, {:+.2f}]".format(*p["accuracy"]) for p in own]
+    head += f"Leads of the components over scratch, {len(seeds)} seeds, test: {'; '.join(told)}. "
+    head += f"You guessed {guess['best']}, by {guess['lead']:+.2f}."
 display(Markdown("\n".join([head, "", *lines])))
