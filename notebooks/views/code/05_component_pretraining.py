@@ -301,7 +301,7 @@ for pair_price in (10, 20):
 # %% findings
 lines, family = [], [claim for claim in claims.read_claims() if claim.family == "pretraining"]
 for found in claims.evaluate(family, evidence, declared=claims.read_claims()) if evidence else []:
-    size = "{0.effect:+.2f} [{0.low:+.2f}, {0.high:+.2f}]".format(found.estimate)
+    size = f"{found.estimate.effect:+.2f} [{found.estimate.low:+.2f}, {found.estimate.high:+.2f}]"
     lines.append(f"* {found.claim.statement} **{found.verdict}**, {size}.")
 shares = ", ".join(f"{known[how][0]:.0f} % ({how})" for how in made)
 head = f"A probe reads {names[0]} in {shares} of the images of this run, one seed. "
