@@ -12,7 +12,7 @@ from mmkit import stats, strategies
 from mmkit.models import CNN, TextTransformer
 from mmkit.models.text import vocabulary
 from mmkit.models.vision import scaled
-from mmkit.repro import claims, paths, recorded, records
+from mmkit.repro import claims, paths, plan, recorded, records
 from mmkit.repro.matching import aligned_terms
 from mmkit.teach import plots
 from mmkit.training import Batch, Batches, Losses, batches, encode_all, parameter_groups
@@ -299,7 +299,7 @@ for pair_price in (10, 20):
     print(f"1,500 items with 2 labels at 10 cents: {bought:,} pairs at {pair_price} cents")
 
 # %% findings
-lines, family = [], [claim for claim in claims.read_claims() if claim.family == "pretraining"]
+lines, family = [], claims.read_claims(plan.read_plan("pretraining").claims)
 for found in claims.evaluate(family, evidence, declared=claims.read_claims()) if evidence else []:
     size = f"{found.estimate.effect:+.2f} [{found.estimate.low:+.2f}, {found.estimate.high:+.2f}]"
     lines.append(f"* {found.claim.statement} **{found.verdict}**, {size}.")
