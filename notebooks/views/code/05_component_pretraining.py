@@ -12,7 +12,7 @@ from mmkit import stats, strategies
 from mmkit.models import CNN, TextTransformer
 from mmkit.models.text import vocabulary
 from mmkit.models.vision import scaled
-from mmkit.repro import claims, paths, plan, recorded, records
+from mmkit.repro import claims, paths, recorded, records
 from mmkit.repro.matching import aligned_terms
 from mmkit.teach import plots
 from mmkit.training import Batch, Batches, Losses, batches, encode_all, parameter_groups
@@ -36,7 +36,7 @@ seed: int = 0  # one seed for pairs, order, masks and first weights, each from i
 published: str = "pretraining"  # plan whose published records are read; empty: this run alone
 
 # %% guess
-CHOICES = ["30 labels", "3,000 labels", "3,000 other labels", "drew 2,400 steps"]
+CHOICES = ["150 labels", "3,000 labels", "3,000 other labels", "drew 2,400 steps"]
 guess = {"best": "3,000 labels", "lead": 0.1}
 
 # %% guess-check
@@ -213,7 +213,7 @@ WORDS |= {"reconstruction": "drew {1:,} steps", "contrast": "told pictures apart
 points, references = [], {}
 for (arm, case, compute, kind, _, steps), several in groups.items():
     if arm == "scratch" and compute == "own":
-        references[case.replace("complex", "from scratch")] = several
+        references[case.replace("complex", "scratch")] = several
     if arm in ("component", "frozen") and compute == "own":
         about = [result.row["settings"]["pretraining"]["image"] for result in several.values()]
         read = sum(one["probe"].get(cues[0], 0.0) for one in about) / len(about)
@@ -294,13 +294,13 @@ def pairs_for(items, labels_each, price, pair_price):
 # %% pairs-for-check
 for case, right in {(9, 2, 5, 10): 9, (10, 2, 5, 30): 3, (7, 1, 3, 4): 5}.items():
     assert (got := pairs_for(*case)) == right, f"pairs_for{case} is {right}, got {got}"
-for pair_price in (10, 20):
-    bought = pairs_for(1500, 2, 10, pair_price)
-    print(f"1,500 items with 2 labels at 10 cents: {bought:,} pairs at {pair_price} cents")
+for price in (10, 20):
+    print(f"1,500 x 2 labels at 10 cents: {pairs_for(1500, 2, 10, price):,} pairs at {price} cents")
 
 # %% findings
-lines, family = [], claims.read_claims(plan.read_plan("pretraining").claims)
-for found in claims.evaluate(family, evidence, declared=claims.read_claims()) if evidence else []:
+plan, lines = paths.read_json(folder / "plan.json")["claims"] if evidence else [], []
+ran = claims.read_claims([claim["id"] for claim in plan]) if evidence else []
+for found in claims.evaluate(ran, evidence, declared=claims.read_claims()):
     size = f"{found.estimate.effect:+.2f} [{found.estimate.low:+.2f}, {found.estimate.high:+.2f}]"
     lines.append(f"* {found.claim.statement} **{found.verdict}**, {size}.")
 shares = ", ".join(f"{known[how][0]:.0f} % ({how})" for how in made)
